@@ -1,0 +1,101 @@
+"""`mlops`: finds the command's module by name and turns errors into sentences and exit codes.
+
+Command modules are imported when they are called, so that `mlops --help` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+import click
+
+from mlops import __version__
+from mlops.errors import EXIT_BUG, MlopsError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (module:attribute, one line of help)
+    "init": ("mlops.cli.init:init", "Write a new project."),
+    "doctor": ("mlops.cli.doctor:doctor", "Say what is missing or broken, and how to mend it."),
+    "release": ("mlops.cli.release:release", "Bake a product: data, sweep, export, gate, register, image, probe."),
+    "status": ("mlops.cli.status:status", "Everything that matters, on one screen."),
+    "ui": ("mlops.cli.ui:ui", "Open the MLflow UI on 127.0.0.1."),
+    "stop": ("mlops.cli.stop:stop", "Stop the local Ray that earlier commands started."),
+    "dataset": ("mlops.cli.dataset:dataset", "Import, list, show and verify dataset versions."),
+    "trainer": ("mlops.cli.trainer:trainer", "Check a trainer, or run one trial by hand."),
+    "sweep": ("mlops.cli.sweep:sweep", "Launch, list, show, stop and resume sweeps."),
+    "budget": ("mlops.cli.budget:budget", "Show and set budgets; forecast and simulate."),
+    "gate": ("mlops.cli.gate:gate", "Run the evaluation gate and show its verdicts."),
+    "model": ("mlops.cli.model:model", "List and show registered model versions."),
+    "image": ("mlops.cli.image:image", "Build, list, verify, probe and run serving images."),
+    "approve": ("mlops.cli.approve:approve", "Sign an approval for a model version and an environment."),
+    "promote": ("mlops.cli.promote:promote", "Move an environment to a model version, on evidence."),
+    "rollback": ("mlops.cli.rollback:rollback", "Move an environment back to the last known good version."),
+    "deploy": ("mlops.cli.deploy:deploy", "Serve the desired state; show and render it."),
+    "trace": ("mlops.cli.trace:trace", "Walk back from a version to everything it was made of."),
+    "audit": ("mlops.cli.audit:audit", "Verify signatures and digests of a chain."),
+    "rebuild": ("mlops.cli.rebuild:rebuild", "Rebuild a release from its attestations and compare digests."),
+    "schedule": ("mlops.cli.schedule:schedule", "Print the cron line, timer and workflow for what runs by itself."),
+    "keys": ("mlops.cli.keys:keys", "Make and list signing keys."),
+}
+
+
+class _LazyGroup(click.Group):
+    """A group whose commands are imported when used; the help needs no import."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="mlops")
+def mlops() -> None:
+    """Bakes releases of machine-learning products.
+
+    Exit codes: 0 done, 1 refused with reasons, 2-9 a fault (by family), 70 a bug of ours.
+    """
+
+
+def run() -> None:
+    """Entry point of the `mlops` command."""
+    # onnxruntime >= 1.29 reports home unless this stands in the environment before it is imported.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    try:
+        mlops(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("interrupted; run the same command again to go on", err=True)
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except MlopsError as error:
+        render_error(error)
+        sys.exit(error.exit_code)
+    except Exception:  # noqa: BLE001 - the last net: a bug of ours, said as such
+        traceback.print_exc()
+        click.echo("this is a bug in mlops; please report it with the lines above", err=True)
+        sys.exit(EXIT_BUG)
+
+
+def render_error(error: MlopsError) -> None:
+    """What, where, what to do."""
+    click.echo(f"error: {error.message}", err=True)
+    for item in error.items:
+        click.echo(f"  - {item}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)

@@ -1,0 +1,87 @@
+"""The event log: append-only, numbered without gaps, each event carrying the digest of the one before.
+
+`sha256(previous digest, number, time, kind, subject, canonical JSON of the body)`: changing, dropping or inserting an
+event breaks every later digest. Leaves to others: meaning and replay of events.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+metadata = sa.MetaData()
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("at_us", sa.BigInteger, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("subject", sa.Text, nullable=False, index=True),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+)
+GENESIS = "0" * 64
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change."""
+
+    number: int
+    at_us: int
+    kind: str
+    subject: str
+    body: dict[str, Any]
+    sha256: str
+    """Chained digest, 64 hex digits."""
+
+
+def chain_digest(previous: str, *, number: int, at_us: int, kind: str, subject: str, body: str) -> str:
+    """Digest of an event on top of `previous`."""
+    line = json.dumps([previous, number, at_us, kind, subject, body], ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(line.encode()).hexdigest()
+
+
+def append(connection: sa.Connection, *, at_us: int, kind: str, subject: str, body: dict[str, Any]) -> int:
+    """Append one event; call it inside a write transaction only."""
+    last = connection.execute(
+        sa.select(events.c.number, events.c.sha256).order_by(events.c.number.desc()).limit(1)
+    ).one_or_none()
+    number, previous = (last.number + 1, last.sha256) if last else (1, GENESIS)
+    text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    digest = chain_digest(previous, number=number, at_us=at_us, kind=kind, subject=subject, body=text)
+    connection.execute(
+        events.insert().values(number=number, at_us=at_us, kind=kind, subject=subject, body=text, sha256=digest)
+    )
+    return number
+
+
+def load_events(
+    connection: sa.Connection, *, after: int = 0, kind_prefix: str = "", subject: str | None = None
+) -> Iterator[Event]:
+    """Events in order, from number `after + 1` on."""
+    query = sa.select(events).where(events.c.number > after).order_by(events.c.number)
+    if kind_prefix:
+        query = query.where(events.c.kind.startswith(kind_prefix, autoescape=True))
+    if subject is not None:
+        query = query.where(events.c.subject == subject)
+    for row in connection.execute(query):
+        yield Event(row.number, row.at_us, row.kind, row.subject, json.loads(row.body), row.sha256)
+
+
+def find_broken_event(connection: sa.Connection) -> int | None:
+    """Number of the first event whose digest or number does not follow from the ones before; None if all do."""
+    previous, expected = GENESIS, 1
+    for row in connection.execute(sa.select(events).order_by(events.c.number)):
+        digest = chain_digest(
+            previous, number=row.number, at_us=row.at_us, kind=row.kind, subject=row.subject, body=row.body
+        )
+        if row.number != expected or digest != row.sha256:
+            return expected
+        previous, expected = row.sha256, expected + 1
+    return None

@@ -1,0 +1,119 @@
+"""Steps: each does its work once per set of inputs, and leaves one row that is memo and attestation at once.
+
+Leaves to others: the work (an `action` given by the caller) and the form of the signed statement (`Signer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from mlops.clock import Clock
+from mlops.ids import Ids
+from mlops.ledger.connection import Ledger
+from mlops.provenance import sql_steps
+from mlops.provenance.digest import digest_inputs
+from mlops.provenance.sql_steps import StepRecord
+
+
+class Signer(Protocol):
+    """Turns a finished step into a signed DSSE envelope."""
+
+    def sign_step(self, record: StepRecord) -> str:
+        """The envelope as JSON text."""
+        ...
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What an action produced."""
+
+    outputs: dict[str, str]
+    """Name to `sha256:…`; becomes the statement's subject."""
+    facts: dict[str, Any]
+    """Small JSON results."""
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """A step that is done, now or earlier."""
+
+    record: StepRecord
+    is_reused: bool
+
+
+class StepBook:
+    """The steps of one ledger."""
+
+    def __init__(self, ledger: Ledger, *, clock: Clock, ids: Ids, signer: Signer | None) -> None:
+        self._ledger = ledger
+        self._clock = clock
+        self._ids = ids
+        self._signer = signer
+
+    def run(
+        self,
+        kind: str,
+        *,
+        product: str,
+        inputs: Mapping[str, str],
+        action: Callable[[], StepOutcome],
+        is_present: Callable[[StepRecord], bool] = lambda record: True,
+    ) -> StepRun:
+        """Do the step, or reuse the newest one with the same inputs whose outputs are still present.
+
+        Args:
+            kind: What is done; see `StepRecord.kind`.
+            product: For which product.
+            inputs: Everything the outcome depends on, name to `sha256:…`.
+            action: Does the work. When it raises, nothing is recorded.
+            is_present: Whether an earlier step's outputs can still be used.
+        """
+        found = self.find(kind, product=product, inputs=inputs, is_present=is_present)
+        if found is not None:
+            return StepRun(record=found, is_reused=True)
+        started_us = self._clock.now_us()
+        outcome = action()
+        record = self.record(kind, product=product, inputs=inputs, outcome=outcome, started_us=started_us)
+        return StepRun(record=record, is_reused=False)
+
+    def find(
+        self,
+        kind: str,
+        *,
+        product: str,
+        inputs: Mapping[str, str],
+        is_present: Callable[[StepRecord], bool] = lambda record: True,
+    ) -> StepRecord | None:
+        """The newest step with these inputs whose outputs are still present."""
+        with self._ledger.read() as connection:
+            rows = list(sql_steps.find_steps(connection, kind=kind, product=product, memo_key=digest_inputs(inputs)))
+        return next((record for record in rows if is_present(record)), None)
+
+    def record(
+        self, kind: str, *, product: str, inputs: Mapping[str, str], outcome: StepOutcome, started_us: int
+    ) -> StepRecord:
+        """Sign and keep a finished step, in one transaction with its event."""
+        record = StepRecord(
+            step_id=self._ids.new("step"),
+            kind=kind,
+            product=product,
+            memo_key=digest_inputs(inputs),
+            started_us=started_us,
+            finished_us=self._clock.now_us(),
+            inputs=dict(inputs),
+            outputs=dict(outcome.outputs),
+            facts=dict(outcome.facts),
+            envelope=None,
+        )
+        if self._signer is not None:
+            record = replace(record, envelope=self._signer.sign_step(record))
+        with self._ledger.write() as transaction:
+            sql_steps.insert_step(transaction.connection, record)
+            transaction.append(
+                "step.finished",
+                record.step_id,
+                {"kind": kind, "product": product, "memo_key": record.memo_key, "outputs": record.outputs},
+            )
+        return record
