@@ -1,0 +1,50 @@
+"""Clock, ids and places."""
+
+from pathlib import Path
+
+import pytest
+
+from mlops.clock import FakeClock, render_time
+from mlops.errors import ProjectError
+from mlops.ids import CountingIds, TimeIds
+from mlops.places import Places, find_root
+
+
+def test_a_fake_clock_sleeps_without_waiting_and_jumps_without_moving_the_monotonic_clock() -> None:
+    clock = FakeClock(now_us=1_000_000)
+    clock.sleep(2.5)
+    clock.jump(-10)
+    assert clock.now_us() == 1_000_000 + 2_500_000 - 10_000_000
+    assert clock.monotonic_us() == 2_500_000
+
+
+def test_times_are_rendered_in_utc() -> None:
+    assert render_time(1_763_805_600_000_000) == "2025-11-22T10:00:00Z"
+
+
+def test_ids_sort_by_time_and_do_not_repeat() -> None:
+    clock = FakeClock()
+    ids = TimeIds(clock)
+    first = {ids.new("sweep") for _ in range(100)}
+    clock.advance(1)
+    second = {ids.new("sweep") for _ in range(100)}
+    assert len(first | second) == 200
+    assert max(first) < min(second)
+    assert CountingIds().new("sweep") == "sweep-1"
+
+
+def test_the_root_is_the_nearest_folder_with_datasets_dvc(tmp_path: Path) -> None:
+    inner = tmp_path / "outer" / "inner" / "deep"
+    inner.mkdir(parents=True)
+    (tmp_path / "outer" / "datasets.dvc").touch()
+    (tmp_path / "outer" / "inner" / "datasets.dvc").touch()
+    assert find_root(inner) == tmp_path / "outer" / "inner"
+    with pytest.raises(ProjectError, match="not inside a project"):
+        find_root(Path("/"))
+
+
+def test_products_are_the_sweep_specs(tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    for name in ("income.yaml", "digits.yaml", "income.py"):
+        (tmp_path / "training" / name).touch()
+    assert Places(tmp_path).products() == ("digits", "income")
