@@ -1,0 +1,96 @@
+"""The serving image of a product: from a candidate folder and a spec to an image in the project's OCI layout.
+
+Layers, lowest first: `base` (Debian packages), `runtime` (wheels), `app` (our server), `model` (ONNX, contract, golden
+requests, digests of the evidence). The same inputs give the same digest.
+Leaves to others: how layers are filled (layers.py), blobs and index (oci_layout.py), trying it out (probe.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mlops.specs import Spec
+
+
+class ImageSpec(Spec):
+    """The `image:` part of `deploy/<product>.yaml`."""
+
+    base: str = Field(default="debian", pattern=r"^(debian|.+@sha256:[0-9a-f]{64})$")
+    """`debian` (packages locked by digest) or `registry/repository@sha256:…`."""
+    compression: Literal["zstd", "gzip"] = "zstd"
+    """`gzip` for registries that know no zstd; the model layer is then stored without compression."""
+    precision: Literal["float32", "int8"] = "float32"
+    """`int8` serves dynamically quantised weights: a candidate of its own, judged as such."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Added to the image's environment, such as `MAX_BATCH_ROWS`; names, never secrets."""
+
+
+@dataclass(frozen=True)
+class ImageRequest:
+    """What an image is made of."""
+
+    candidate_folder: Path
+    """Holds `model.onnx` and `contract.json`."""
+    product: str
+    version: str
+    """Number of the model version, as text."""
+    evidence: Mapping[str, str]
+    """Name to `sha256:…` (candidate, gate, version, manifest, code): stands in the image and its annotations."""
+    spec: ImageSpec
+    layout: Path
+    """`places.images`."""
+    downloads: Path
+    """`places.downloads`."""
+    cache: Path
+    """`places.cache`."""
+    say: Callable[[str], None] = field(default=lambda line: None)
+    """Told one line per thing that takes long."""
+
+
+@dataclass(frozen=True)
+class BuiltLayer:
+    """One layer of an image."""
+
+    name: str
+    """`base`, `runtime`, `app`, `model`."""
+    digest: str
+    """`sha256:…` of the compressed blob."""
+    diff_id: str
+    """`sha256:…` of the tar."""
+    compressed_bytes: int
+    is_reused: bool
+    """Taken from the layout as it was."""
+    reason: str
+    """Why it was built, or why it could be reused."""
+
+
+@dataclass(frozen=True)
+class BuiltImage:
+    """An image in the layout."""
+
+    digest: str
+    """`sha256:…` of its manifest; what every other room calls the image."""
+    reference: str
+    """`<product>:<version>`."""
+    layers: tuple[BuiltLayer, ...]
+    compressed_bytes: int
+    """All blobs: layers, config, manifest."""
+    notes: tuple[str, ...]
+    """What people should know: packages that were not the locked ones, for instance."""
+
+
+def build_image(request: ImageRequest) -> BuiltImage:
+    """Build or rebuild; what did not change is not touched.
+
+    Raises:
+        ServingError: The candidate is incomplete, or a package is neither stored nor to be had.
+        EnvironmentFault: The disk is full, or the machine cannot provide the base.
+    """
+    from mlops.serving.image_build import build  # the writer pulls in onnxruntime and zstandard
+
+    return build(request)
