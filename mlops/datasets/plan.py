@@ -1,0 +1,132 @@
+"""The shard plan: which row comes when, as a pure function of (manifest, split, seed, epoch); no I/O.
+
+The one global order of an epoch does not know the world size: rank r of W takes the positions ≡ r mod W of every global
+batch, so any W that divides the batch size sees the same batches. Shards are shuffled whole, then rows are shuffled
+inside windows of consecutive shards, so a reader holds one window at a time. The state of a run is constant-size:
+(manifest digest, split, seed, epoch, step).
+
+Uneven ends: a last batch smaller than `batch_size` is joined to the one before it (so the last batch has up to
+2·batch_size − 1 rows): every row is read once, ranks differ by at most one row and none starves, whatever W.
+Leaves to others: reading rows (mlops/datasets/reader.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from mlops.errors import DatasetError
+
+WINDOW_ROWS = 65_536
+"""Rows shuffled together by default; a split up to this size is shuffled perfectly."""
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive shards of an epoch's order whose rows are shuffled together."""
+
+    number: int
+    shards: tuple[int, ...]
+    """Numbers of shards in manifest order of the split, ascending."""
+    start: int
+    """Position of its first row in the global order."""
+    rows: int
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """One epoch of one split."""
+
+    shard_rows: tuple[int, ...]
+    """Rows of each shard, in manifest order of the split."""
+    windows: tuple[Window, ...]
+    key: bytes
+    """Seeds every shuffle of this epoch."""
+    is_shuffled: bool
+
+    @property
+    def rows(self) -> int:
+        """Rows of the epoch."""
+        return sum(self.shard_rows)
+
+    def order_window(self, window: Window) -> Indices:
+        """Row numbers in the window's concatenated shards, in reading order."""
+        if not self.is_shuffled:
+            return np.arange(window.rows, dtype=np.int64)
+        return permutation(self.key, f"window {window.number}", window.rows)
+
+
+def plan_epoch(
+    shard_rows: tuple[int, ...],
+    *,
+    digest: str,
+    split: str,
+    seed: int,
+    epoch: int,
+    shuffle: bool = True,
+    window_rows: int = WINDOW_ROWS,
+) -> EpochPlan:
+    """Cut an epoch into windows.
+
+    Args:
+        shard_rows: Rows of each shard of the split, in manifest order.
+        digest: Manifest digest; another version has another order.
+        split: Name of the split.
+        seed: Of the run.
+        epoch: From 0.
+        shuffle: Whether to shuffle; without, rows come in manifest order.
+        window_rows: Rows held and shuffled together; a single larger shard is one window.
+    """
+    key = hashlib.sha256(f"plan 1\n{digest}\n{split}\n{seed}\n{epoch}".encode()).digest()
+    order = permutation(key, "shards", len(shard_rows)) if shuffle else np.arange(len(shard_rows), dtype=np.int64)
+    windows: list[Window] = []
+    held: list[int] = []
+    start = rows = 0
+    for number in (int(index) for index in order):
+        if held and rows + shard_rows[number] > window_rows:
+            windows.append(Window(len(windows), tuple(sorted(held)), start, rows))
+            held, start, rows = [], start + rows, 0
+        held.append(number)
+        rows += shard_rows[number]
+    if held:
+        windows.append(Window(len(windows), tuple(sorted(held)), start, rows))
+    return EpochPlan(shard_rows=shard_rows, windows=tuple(windows), key=key, is_shuffled=shuffle)
+
+
+def permutation(key: bytes, purpose: str, count: int) -> Indices:
+    """A permutation of `count` that never changes with numpy's version: ranks of raw Philox output."""
+    seed = int.from_bytes(hashlib.sha256(key + purpose.encode()).digest()[:16], "big")
+    raw = np.random.Philox(key=seed).random_raw(count)
+    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
+
+
+def count_steps(rows: int, *, batch_size: int) -> int:
+    """Global batches of an epoch: the rest joins the last one."""
+    return max(1, rows // batch_size) if rows else 0
+
+
+def bound_step(rows: int, *, batch_size: int, step: int) -> tuple[int, int]:
+    """Global positions `[first, end)` of a step's batch."""
+    steps = count_steps(rows, batch_size=batch_size)
+    return step * batch_size, rows if step == steps - 1 else (step + 1) * batch_size
+
+
+def verify_layout(rows: int, *, batch_size: int, rank: int, world_size: int) -> None:
+    """Refuse what would starve a rank or change the order.
+
+    Raises:
+        DatasetError: The world size does not divide the batch size, or there are fewer rows than ranks.
+    """
+    if not 0 <= rank < world_size:
+        raise DatasetError(f"rank {rank} is not below world size {world_size}")
+    if batch_size < 1 or batch_size % world_size:
+        raise DatasetError(
+            f"global batch size {batch_size} cannot be shared equally by {world_size} workers",
+            hint=f"choose a multiple of {world_size}",
+        )
+    if rows < world_size:
+        raise DatasetError(f"{rows} rows cannot feed {world_size} workers", hint="use fewer workers or more rows")
