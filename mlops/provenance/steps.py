@@ -35,6 +35,14 @@ class StepOutcome:
     """Small JSON results."""
 
 
+class StepMissing(Exception):
+    """A preview met a step that has not been done yet."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
 @dataclass(frozen=True)
 class StepRun:
     """A step that is done, now or earlier."""
@@ -117,3 +125,26 @@ class StepBook:
                 {"kind": kind, "product": product, "memo_key": record.memo_key, "outputs": record.outputs},
             )
         return record
+
+
+class PreviewBook(StepBook):
+    """Finds finished steps and does none: `run` raises `StepMissing` where work would begin (`--dry-run`)."""
+
+    def run(
+        self,
+        kind: str,
+        *,
+        product: str,
+        inputs: Mapping[str, str],
+        action: Callable[[], StepOutcome],
+        is_present: Callable[[StepRecord], bool] = lambda record: True,
+    ) -> StepRun:
+        """The finished step.
+
+        Raises:
+            StepMissing: There is none.
+        """
+        found = self.find(kind, product=product, inputs=inputs, is_present=is_present)
+        if found is None:
+            raise StepMissing(kind)
+        return StepRun(record=found, is_reused=True)
