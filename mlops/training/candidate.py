@@ -1,0 +1,86 @@
+"""A candidate: the immutable folder that a sweep's winner is exported to, and that gate, registry and image read.
+
+`model.onnx` serves; `weights.safetensors` with `trainer.py` rebuilds the torch module for attacks and analysis.
+Leaves to others: making it (mlops/training/export) and judging it (mlops/evaluation).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops.errors import TrainingError
+from mlops.provenance.digest import digest_folder
+from mlops.training.contract import Contract, load_contract
+from mlops.training.trainer import load_trainer
+
+if TYPE_CHECKING:
+    import torch
+
+FILES = ("model.onnx", "weights.safetensors", "trainer.py", "params.json", "contract.json", "parity.json")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One exported model; equal by digest."""
+
+    folder: Path
+    digest: str
+    """`digest_folder` of the folder."""
+    product: str
+    params: dict[str, Any]
+    """Hyperparameters of the winning trial, the reserved ones (`columns`, `classes`) left out."""
+    contract: Contract
+
+    @property
+    def onnx_file(self) -> Path:
+        """The artefact that will serve."""
+        return self.folder / "model.onnx"
+
+    @property
+    def weights_file(self) -> Path:
+        """Safetensors of the module's state."""
+        return self.folder / "weights.safetensors"
+
+    def full_params(self) -> dict[str, Any]:
+        """What `model(params)` of the trainer gets: the trial's parameters and the reserved ones."""
+        return {**self.params, "columns": self.contract.column_sizes(), "classes": len(self.contract.classes)}
+
+    def load_module(self) -> torch.nn.Module:
+        """The torch module with its weights, in evaluation mode, on the CPU.
+
+        Runs the candidate's own `trainer.py`: user code, in this process.
+
+        Raises:
+            TrainingError: The trainer fails, or the weights do not fit it.
+        """
+        from safetensors.torch import load_file  # loads torch, which costs seconds
+
+        module: torch.nn.Module = load_trainer(self.folder / "trainer.py").model(self.full_params())
+        try:
+            module.load_state_dict(load_file(self.weights_file), strict=True)
+        except RuntimeError as error:
+            raise TrainingError(f"{self.weights_file} does not fit trainer.py: {error}") from error
+        return module.eval()
+
+
+def load_candidate(folder: Path) -> Candidate:
+    """Read a candidate folder and compute its digest.
+
+    Raises:
+        TrainingError: A file is missing, or the folder's name is a digest that its content does not have.
+    """
+    missing = tuple(name for name in FILES if not (folder / name).is_file())
+    if missing:
+        raise TrainingError(f"{folder} is not a candidate: files are missing", items=missing, hint="export it again")
+    digest = digest_folder(folder)
+    if len(folder.name) == 64 and digest != f"sha256:{folder.name}":
+        raise TrainingError(
+            f"candidate {folder.name[:12]} was changed: its content is {digest[7:19]}",
+            hint="remove the folder and run the release again; the export is repeated from the weights",
+        )
+    contract = load_contract(folder / "contract.json")
+    params = json.loads((folder / "params.json").read_text(encoding="utf-8"))["params"]
+    return Candidate(folder=folder, digest=digest, product=contract.product, params=params, contract=contract)
