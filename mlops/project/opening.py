@@ -6,7 +6,7 @@ Leaves to others: reading specs (each room reads its own).
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from mlops.ids import Ids, TimeIds
 from mlops.ledger.connection import Ledger, open_ledger, sqlite_url
 from mlops.places import Places, find_root
 from mlops.provenance.keys import load_machine_signer
-from mlops.provenance.steps import StepBook
+from mlops.provenance.steps import PreviewBook, StepBook
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Project:
     clock: Clock
     ids: Ids
     ledger_url: str
+    is_preview: bool = False
+    """Whether steps are only looked up, never done (`--dry-run`)."""
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -37,7 +39,12 @@ class Project:
     def step_book(self) -> StepBook:
         """Steps signed by this machine's key, which is made on first use."""
         signer = load_machine_signer(self.places.keys_folder, clock=self.clock)
-        return StepBook(self.ledger, clock=self.clock, ids=self.ids, signer=signer)
+        kind = PreviewBook if self.is_preview else StepBook
+        return kind(self.ledger, clock=self.clock, ids=self.ids, signer=signer)
+
+    def preview(self) -> Project:
+        """The same project for a dry run."""
+        return replace(self, is_preview=True)
 
     def require_product(self, product: str) -> str:
         """The name itself.
