@@ -35,7 +35,12 @@ class SigningKey:
 
 def render_public_key(key: Ed25519PublicKey) -> str:
     """`ed25519:<base64>`."""
-    return _PUBLIC_PREFIX + base64.b64encode(key.public_bytes_raw()).decode()
+    return render_raw_public_key(key.public_bytes_raw())
+
+
+def render_raw_public_key(raw: bytes) -> str:
+    """32 bytes to `ed25519:<base64>`."""
+    return _PUBLIC_PREFIX + base64.b64encode(raw).decode()
 
 
 def parse_public_key(text: str) -> Ed25519PublicKey:
