@@ -1,0 +1,122 @@
+"""Export: the weights of a sweep's winner become a candidate folder, named by the digest of its content.
+
+The exported ONNX must answer like the torch module on the validation rows, within a stated bound; else there is no
+candidate. Leaves to others: how ONNX is made (mlops/training/onnx_export) and judging the candidate (mlops/evaluation).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops.errors import TrainingError
+from mlops.files import write_atomically
+from mlops.provenance.digest import canonical_json, digest_folder, hex_of
+from mlops.training.candidate import Candidate, load_candidate
+from mlops.training.contract import Contract
+from mlops.training.trainer import RESERVED, load_trainer
+
+if TYPE_CHECKING:
+    import torch
+
+PARITY_BOUND = 1e-5
+"""Largest allowed difference between torch and onnxruntime; measured differences are about 1e-7."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """What is exported, and where to."""
+
+    trainer_file: Path
+    weights_file: Path
+    """Safetensors of the winner's module."""
+    params: Mapping[str, Any]
+    """The trial's parameters; the reserved ones come from the contract."""
+    contract: Contract
+    validation: Mapping[str, torch.Tensor]
+    """Feature columns of the rows that torch and onnxruntime are compared on."""
+    candidates_folder: Path
+    sweep_id: str
+    trial: int
+    seed: int
+    parity_bound: float = PARITY_BOUND
+
+
+def export_candidate(request: ExportRequest) -> Candidate:
+    """Write the candidate folder `<candidates_folder>/<hex digest>/`, all or nothing.
+
+    Raises:
+        TrainingError: The weights do not fit, the export fails, or its answers differ by more than the bound.
+    """
+    from safetensors.torch import load_file  # loads torch, which costs seconds
+
+    from mlops.training.onnx_export import export_onnx, measure_parity
+
+    contract = request.contract
+    params = {name: value for name, value in request.params.items() if name not in RESERVED}
+    full = {**params, "columns": contract.column_sizes(), "classes": len(contract.classes)}
+    module: torch.nn.Module = load_trainer(request.trainer_file).model(full)
+    try:
+        module.load_state_dict(load_file(request.weights_file), strict=True)
+    except (RuntimeError, OSError) as error:
+        raise TrainingError(f"{request.weights_file} does not fit {request.trainer_file.name}: {error}") from error
+    onnx_bytes = export_onnx(module, contract=contract)
+    rows, difference = measure_parity(module, onnx_bytes=onnx_bytes, columns=request.validation)
+    if not difference <= request.parity_bound:
+        raise TrainingError(
+            f"the exported {contract.product} differs from torch by {difference:.3g} on {rows} validation rows, "
+            f"bound {request.parity_bound:g}",
+            hint="look for operations that onnxruntime computes in another precision",
+        )
+    # The measured difference depends on the machine's vector width; rounding it up keeps the candidate's digest equal.
+    parity = {"rows": rows, "max_abs_difference": round_up(difference), "bound": request.parity_bound}
+    return _write_candidate(request, params=params, onnx_bytes=onnx_bytes, parity=parity)
+
+
+def round_up(difference: float) -> float:
+    """The next power of ten at or above `difference`; 0 stays 0."""
+    if difference == 0:
+        return 0.0
+    exponent = -12
+    while 10.0**exponent < difference:
+        exponent += 1
+    return float(f"1e{exponent}")
+
+
+def _write_candidate(
+    request: ExportRequest, *, params: dict[str, Any], onnx_bytes: bytes, parity: dict[str, Any]
+) -> Candidate:
+    request.candidates_folder.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".candidate.", dir=request.candidates_folder))
+    try:
+        write_atomically(scratch / "model.onnx", onnx_bytes)
+        write_atomically(scratch / "weights.safetensors", request.weights_file.read_bytes())
+        write_atomically(scratch / "trainer.py", request.trainer_file.read_bytes())
+        origin = {"params": params, "sweep": request.sweep_id, "trial": request.trial, "seed": request.seed}
+        for name, content in {
+            "params.json": origin,
+            "contract.json": request.contract.to_json(),
+            "parity.json": parity,
+        }.items():
+            write_atomically(scratch / name, canonical_json(content) + b"\n")
+        target = request.candidates_folder / hex_of(digest_folder(scratch))
+        scratch.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(scratch)
+        else:
+            scratch.replace(target)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return load_candidate(target)
+
+
+def load_parity(candidate: Candidate) -> dict[str, Any]:
+    """The content of parity.json: rows, max_abs_difference, bound."""
+    content: dict[str, Any] = json.loads((candidate.folder / "parity.json").read_text(encoding="utf-8"))
+    return content
