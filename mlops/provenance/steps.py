@@ -35,7 +35,7 @@ class StepOutcome:
     """Small JSON results."""
 
 
-class StepMissing(Exception):
+class StepMissing(Exception):  # noqa: N818 - it is an answer to `--dry-run`, no error
     """A preview met a step that has not been done yet."""
 
     def __init__(self, kind: str) -> None:
