@@ -116,6 +116,11 @@ class GitRepository:
         arguments = ("log", "-1", "--format=%H", self.resolve(revision), "--", path)
         return run_git(self.root, *arguments).stdout.decode().strip() or None
 
+    def commits_of(self, path: str) -> tuple[str, ...]:
+        """Hashes of the commits that made or changed a file, newest first."""
+        arguments = ("log", "--format=%H", "--diff-filter=AM", "HEAD", "--", path)
+        return tuple(run_git(self.root, *arguments).stdout.decode().split())
+
     def authors_of(self, *paths: str, base: str, head: str) -> tuple[str, ...]:
         """E-mail addresses of the authors who changed `paths` after `base`, up to `head`, each once."""
         arguments = ("log", "--format=%ae", f"{self.resolve(base)}..{self.resolve(head)}", "--", *paths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,9 @@ edges = sa.Table(
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("digest", sa.Text, nullable=False),
 )
+
+_CHUNK = 400
+"""Digests per query; databases bound the number of parameters."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,31 @@ def find_steps_of_digest(connection: sa.Connection, digest: str, *, direction: s
     )
     for row in connection.execute(query):
         yield _record(row)
+
+
+def find_steps_of_digests(
+    connection: sa.Connection, digests: Iterable[str], *, direction: str
+) -> dict[str, tuple[StepRecord, ...]]:
+    """For each digest that has any: the steps with it among their outputs (`out`) or inputs (`in`)."""
+    found: dict[str, dict[str, StepRecord]] = {}
+    wanted = sorted(digests)
+    for start in range(0, len(wanted), _CHUNK):
+        query = (
+            sa.select(edges.c.digest, *steps.c)
+            .join(steps, edges.c.step_id == steps.c.step_id)
+            .where(edges.c.digest.in_(wanted[start : start + _CHUNK]), edges.c.direction == direction)
+        )
+        for row in connection.execute(query):
+            found.setdefault(row.digest, {})[row.step_id] = _record(row)
+    return {digest: tuple(records.values()) for digest, records in found.items()}
+
+
+def load_edges(connection: sa.Connection, step_id: str) -> dict[str, dict[str, str]]:
+    """Direction (`in`, `out`) to the named digests, as the table of edges has them."""
+    found: dict[str, dict[str, str]] = {"in": {}, "out": {}}
+    for row in connection.execute(sa.select(edges).where(edges.c.step_id == step_id)):
+        found[row.direction][row.name] = row.digest
+    return found
 
 
 def _record(row: Any) -> StepRecord:

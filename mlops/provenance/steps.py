@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from mlops.clock import Clock
+from mlops.files import write_atomically
 from mlops.ids import Ids
 from mlops.ledger.connection import Ledger
 from mlops.provenance import sql_steps
@@ -54,11 +56,29 @@ class StepRun:
 class StepBook:
     """The steps of one ledger."""
 
-    def __init__(self, ledger: Ledger, *, clock: Clock, ids: Ids, signer: Signer | None) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        clock: Clock,
+        ids: Ids,
+        signer: Signer | None,
+        find_sidecar: Callable[[StepRecord], Path | None] = lambda record: None,
+    ) -> None:
+        """Open the book.
+
+        Args:
+            ledger: Where steps are kept.
+            clock: Times of steps.
+            ids: Names of steps.
+            signer: Signs them; None leaves them unsigned (tests).
+            find_sidecar: File beside a step's artefact that repeats its envelope, for whoever has only the artefact.
+        """
         self._ledger = ledger
         self._clock = clock
         self._ids = ids
         self._signer = signer
+        self._find_sidecar = find_sidecar
 
     def run(
         self,
@@ -80,6 +100,7 @@ class StepBook:
         """
         found = self.find(kind, product=product, inputs=inputs, is_present=is_present)
         if found is not None:
+            self._write_sidecar(found)
             return StepRun(record=found, is_reused=True)
         started_us = self._clock.now_us()
         outcome = action()
@@ -124,7 +145,16 @@ class StepBook:
                 record.step_id,
                 {"kind": kind, "product": product, "memo_key": record.memo_key, "outputs": record.outputs},
             )
+        self._write_sidecar(record)
         return record
+
+    def _write_sidecar(self, record: StepRecord) -> None:
+        """After the row, since the row is the record; a kill in between is mended when the step is reused."""
+        path = self._find_sidecar(record)
+        if path is None or record.envelope is None:
+            return
+        if not path.exists() or path.read_text(encoding="utf-8") != record.envelope:
+            write_atomically(path, record.envelope)
 
 
 class PreviewBook(StepBook):

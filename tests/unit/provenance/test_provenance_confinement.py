@@ -38,7 +38,7 @@ WORK = {
     "import more of the standard library": "import sqlite3, xml.dom.minidom",
     "start a process": "subprocess.run(['ls', '/'], check=True, stdout=subprocess.DEVNULL)",
     "talk to itself": "a, b = socket.socketpair(); a.send(b'x'); b.recv(1)",
-    "shared memory": "from multiprocessing.shared_memory import SharedMemory as S; m=S(create=True, size=8); m.close(); m.unlink()",
+    "shared memory": "h, p = tempfile.mkstemp(dir='/dev/shm'); os.close(h); os.remove(p)",
 }
 
 SCRIPT = """
