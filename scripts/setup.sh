@@ -49,6 +49,6 @@ pip=(.venv/bin/python -m pip)
 "${pip[@]}" --version > /dev/null 2>&1 || make_environment
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 echo "installing the locked dependencies into .venv (a few minutes the first time)"
-"${pip[@]}" install --quiet --requirement requirements.lock
+"${pip[@]}" install --quiet --use-pep517 --requirement requirements.lock
 "${pip[@]}" install --quiet --no-deps --editable .
 inputs > "$stamp"
