@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 from mlops.clock import Clock, SystemClock
@@ -15,6 +15,7 @@ from mlops.errors import ProjectError
 from mlops.ids import Ids, TimeIds
 from mlops.ledger.connection import Ledger, open_ledger, sqlite_url
 from mlops.places import Places, find_root
+from mlops.provenance.artefacts import find_sidecar
 from mlops.provenance.keys import load_machine_signer
 from mlops.provenance.steps import PreviewBook, StepBook
 
@@ -40,7 +41,8 @@ class Project:
         """Steps signed by this machine's key, which is made on first use."""
         signer = load_machine_signer(self.places.keys_folder, clock=self.clock)
         kind = PreviewBook if self.is_preview else StepBook
-        return kind(self.ledger, clock=self.clock, ids=self.ids, signer=signer)
+        beside = partial(find_sidecar, self.places)
+        return kind(self.ledger, clock=self.clock, ids=self.ids, signer=signer, find_sidecar=beside)
 
     def preview(self) -> Project:
         """The same project for a dry run."""
