@@ -1,7 +1,7 @@
 """What a dataset holds: columns with roles and types, isolation groups, splits, credit and lawful use (`dataset.yaml`).
 
 `dataset.yaml` lies inside the dataset folder, so that it is versioned with the shards it describes; the importer writes
-it from the recipe (mlops/datasets/recipe.py). Leaves to others: where rows come from (recipe, importing) and their bytes.
+it from the recipe. Leaves to others: where rows come from (recipe.py, importing.py) and their bytes (shards.py).
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class Schema(Spec):
 
     @property
     def digest(self) -> str:
-        """`sha256:…` of the meaning of the file: comments and line breaks do not count."""
-        return digest_json(self.model_dump(mode="json"))
+        """`sha256:…` of the meaning of the file: comments do not count, nor do fields at their default."""
+        return digest_json(self.model_dump(mode="json", exclude_defaults=True))
 
     def column(self, name: str) -> Column:
         """The column of that name.

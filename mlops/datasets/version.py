@@ -6,13 +6,20 @@ on arrival. Only documented DVC formats are read here. Leaves to others: writing
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlops.datasets.manifest import Manifest
-from mlops.datasets.schema import Schema
+from mlops.datasets.locations import load_locations
+from mlops.datasets.manifest import MANIFEST_FILE, SCHEMA_FILE, Manifest, Shard, parse_manifest
+from mlops.datasets.objects import read_object
+from mlops.datasets.pins import parse_directory, require_pin
+from mlops.datasets.schema import SUBJECT_COLUMN, Schema
+from mlops.errors import DatasetError
 from mlops.places import Places
+from mlops.provenance.digest import hex_of
+from mlops.specs import parse_spec
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,17 +41,66 @@ class DatasetVersion:
 
 
 def load_dataset_version(places: Places, name: str, *, revision: str | None = None) -> DatasetVersion:
-    """The version that `datasets.dvc` pins, or that it pinned at a git revision or digest.
+    """The version that `datasets.dvc` pins, or another one by its DVC digest.
 
     Args:
         places: The project.
         name: Of the dataset.
-        revision: Git revision, `sha256:…` of a manifest or `<md5>.dir`; None is the working tree's `datasets.dvc`.
+        revision: `<md5>.dir`; None is what the working tree's `datasets.dvc` pins.
 
     Raises:
         DatasetError: Unknown dataset or revision, missing or changed objects.
     """
-    raise NotImplementedError
+    dvc_digest = require_pin(places, name).dvc_digest if revision is None else revision
+    return load_version_of(load_locations(places).object_urls, name, dvc_digest=dvc_digest)
+
+
+def load_version_of(urls: tuple[str, ...], name: str, *, dvc_digest: str) -> DatasetVersion:
+    """The version behind a `.dir`, from whichever store has it.
+
+    Raises:
+        DatasetError: Missing or changed objects, or a `.dir` that does not agree with its own manifest.
+    """
+    what = f"the directory object of dataset {name}"
+    members = parse_directory(read_object(urls, dvc_digest, what=what), source=dvc_digest)
+    contents = {}
+    for file in (MANIFEST_FILE, SCHEMA_FILE):
+        if file not in members:
+            raise DatasetError(f"{dvc_digest} of dataset {name} has no {file}", hint="was it added by another tool?")
+        contents[file] = read_object(urls, members[file], what=f"{file} of dataset {name}")
+    manifest = parse_manifest(contents[MANIFEST_FILE], source=f"{MANIFEST_FILE} of {name}")
+    schema = parse_spec(contents[SCHEMA_FILE].decode(), Schema, source=f"{SCHEMA_FILE} of {name}")
+    _verify_agreement(manifest, schema, members, dvc_digest=dvc_digest)
+    return DatasetVersion(
+        name=name,
+        digest=manifest.digest,
+        dvc_digest=dvc_digest,
+        schema=schema,
+        manifest=manifest,
+        object_urls=urls,
+    )
+
+
+def read_shard(version: DatasetVersion, shard: Shard, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one shard, verified by md5 and sha256.
+
+    Raises:
+        DatasetError: The shard is missing or its bytes changed.
+    """
+    import pyarrow.parquet as pq  # 0.1 s, and listing versions does not need it
+
+    from mlops.datasets.typing_rows import arrow_schema
+
+    what = f"shard {shard.relpath} of dataset {version.name}"
+    content = read_object(version.object_urls, shard.md5, what=what, sha256=shard.sha256)
+    schema = arrow_schema(version.schema.columns)
+    names = list(columns) if columns is not None else schema.names
+    table = pq.read_table(io.BytesIO(content), columns=names, use_threads=False)
+    if table.num_rows != shard.rows:
+        raise DatasetError(f"{what} has {table.num_rows} rows, the manifest says {shard.rows}")
+    import pyarrow as pa
+
+    return table.select(names).cast(pa.schema([schema.field(name) for name in names]))
 
 
 def read_split(version: DatasetVersion, split: str, *, columns: Sequence[str] | None = None) -> pa.Table:
@@ -61,4 +117,28 @@ def read_split(version: DatasetVersion, split: str, *, columns: Sequence[str] | 
     Raises:
         DatasetError: Unknown split or column, missing or changed shard.
     """
-    raise NotImplementedError
+    import pyarrow as pa  # 0.1 s, and listing versions does not need it
+
+    known = [column.name for column in version.schema.columns] + [SUBJECT_COLUMN]
+    strangers = [name for name in columns or () if name not in known]
+    if strangers:
+        raise DatasetError(
+            f"dataset {version.name} has no column {', '.join(map(repr, strangers))}", hint=f"known: {', '.join(known)}"
+        )
+    shards = version.manifest.shards_of(split)
+    return pa.concat_tables([read_shard(version, shard, columns=columns) for shard in shards]).combine_chunks()
+
+
+def _verify_agreement(manifest: Manifest, schema: Schema, members: dict[str, str], *, dvc_digest: str) -> None:
+    """A `.dir` with a missing member is never taken for a smaller dataset."""
+    listed = {shard.relpath: shard.md5 for shard in manifest.shards}
+    found = {path: md5 for path, md5 in members.items() if path not in (MANIFEST_FILE, SCHEMA_FILE)}
+    if listed != found:
+        differing = sorted(path for path in listed.keys() | found.keys() if listed.get(path) != found.get(path))
+        raise DatasetError(
+            f"{dvc_digest} and its manifest disagree about {len(differing)} shards of dataset {manifest.dataset}",
+            items=tuple(differing[:10]),
+            hint="was it changed by `dvc add` in a partial workspace? restore datasets.dvc from git",
+        )
+    if manifest.schema_sha256 != hex_of(schema.digest):
+        raise DatasetError(f"{SCHEMA_FILE} of dataset {manifest.dataset} is not the one its manifest names")

@@ -1,0 +1,147 @@
+"""`mlops dataset`: import, list, show, verify and diff versions. Leaves to others: all decisions (mlops/datasets)."""
+
+from __future__ import annotations
+
+import click
+
+from mlops.cli.rendering import emit_json, render_table
+from mlops.errors import EXIT_REFUSED
+
+JSON = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def dataset() -> None:
+    """Import, list, show and verify dataset versions."""
+
+
+@dataset.command("import")
+@click.argument("name")
+@click.option("--accept-changes", is_flag=True, help="Pin the new version when it differs from the pinned one.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be imported.")
+@JSON
+def import_(name: str, *, accept_changes: bool, dry_run: bool, is_json: bool) -> None:
+    """Make the version that datasets/NAME.yaml describes, push it and pin it in datasets.dvc."""
+    from mlops.datasets.importing import import_dataset
+    from mlops.datasets.recipe import load_recipe
+    from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
+
+    places = open_project().places
+    if dry_run:
+        recipe = load_recipe(places, name)
+        click.echo(f"would import {', '.join(file.path for file in recipe.source.files)} as dataset {name}")
+        return
+    outcome = import_dataset(
+        places, name, accept_changes=accept_changes, progress=lambda line: click.echo(line, err=True)
+    )
+    version = outcome.version
+    summary = {
+        "dataset": name,
+        "digest": version.digest,
+        "dvc_digest": version.dvc_digest,
+        "is_unchanged": outcome.is_unchanged,
+        "differences": list(outcome.differences),
+        "rows": {split: sum(s.rows for s in version.manifest.shards_of(split)) for split in version.manifest.splits},
+        "shards": len(version.manifest.shards),
+        "rows_in_train_and_test": outcome.rows_in_train_and_test,
+    }
+    if is_json:
+        emit_json(summary)
+        return
+    rows = ", ".join(f"{split} {count}" for split, count in sorted(summary["rows"].items()))  # type: ignore[attr-defined]
+    click.echo(f"{name} {version.digest} ({'already there' if outcome.is_unchanged else 'imported'})")
+    click.echo(f"  {version.manifest.rows} rows ({rows}) in {len(version.manifest.shards)} shards")
+    for line in outcome.differences:
+        click.echo(f"  changed: {line}")
+    if outcome.rows_in_train_and_test:
+        click.echo(f"  note: {outcome.rows_in_train_and_test} test rows have the same values as a train row")
+
+
+@dataset.command("list")
+@JSON
+def list_(*, is_json: bool) -> None:
+    """Datasets with their pinned versions."""
+    from mlops.datasets.pins import load_pins
+    from mlops.datasets.recipe import list_recipes
+    from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
+
+    places = open_project().places
+    pins = load_pins(places.datasets_dvc)
+    found = [
+        {
+            "dataset": name,
+            "digest": pins[name].manifest if name in pins else None,
+            "dvc_digest": pins[name].dvc_digest if name in pins else None,
+            "rows": pins[name].rows if name in pins else None,
+            "bytes": pins[name].bytes if name in pins else None,
+        }
+        for name in sorted({*list_recipes(places), *pins})
+    ]
+    if is_json:
+        emit_json(found)
+    else:
+        click.echo(
+            render_table(
+                ["dataset", "rows", "bytes", "version"],
+                [[r["dataset"], r["rows"] or "-", r["bytes"] or "-", r["digest"] or "not imported"] for r in found],
+            )
+        )
+
+
+@dataset.command("show")
+@click.argument("name")
+@JSON
+def show(name: str, *, is_json: bool) -> None:
+    """Columns, roles, splits, groups of people and credit of a dataset's pinned version."""
+    from mlops.datasets.describing import describe_version  # pyarrow: 0.2 s
+    from mlops.datasets.version import load_dataset_version
+    from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
+
+    description = describe_version(load_dataset_version(open_project().places, name))
+    if is_json:
+        emit_json(description.to_json())
+    else:
+        click.echo(description.render_text())
+
+
+@dataset.command("verify")
+@click.argument("name")
+@JSON
+def verify(name: str, *, is_json: bool) -> None:
+    """Hash every object of the pinned version wherever it lies; exit 1 when something is missing or changed."""
+    from mlops.datasets.importing import find_damage
+    from mlops.datasets.pins import require_pin
+    from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
+
+    places = open_project().places
+    pin = require_pin(places, name)
+    damage = find_damage(places, name, dvc_digest=pin.dvc_digest, hash_bytes=1 << 62)
+    if is_json:
+        emit_json({"dataset": name, "dvc_digest": pin.dvc_digest, "damage": list(damage)})
+    elif not damage:
+        click.echo(f"{name} {pin.manifest}: every digest holds, in cache, remotes and workspace")
+    for line in () if is_json else damage:
+        click.echo(f"  - {line}", err=True)
+    if damage:
+        raise click.exceptions.Exit(EXIT_REFUSED)
+
+
+@dataset.command("diff")
+@click.argument("name")
+@click.argument("before")
+@click.argument("after", required=False)
+@JSON
+def diff(name: str, before: str, after: str | None, *, is_json: bool) -> None:
+    """What differs between two versions of NAME: BEFORE and AFTER (default: the pinned one)."""
+    from mlops.datasets.comparing import compare_versions
+    from mlops.datasets.version import load_dataset_version
+    from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
+
+    places = open_project().places
+    first = load_dataset_version(places, name, revision=before)
+    second = load_dataset_version(places, name, revision=after)
+    lines = compare_versions(first, second)
+    if is_json:
+        emit_json({"dataset": name, "before": first.digest, "after": second.digest, "differences": list(lines)})
+    else:
+        click.echo("\n".join(lines) or f"{first.digest} is the same version")

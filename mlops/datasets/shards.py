@@ -1,0 +1,176 @@
+"""Parquet shards: rows of one isolation group, sorted by keyed hash; the same rows give the same bytes anywhere.
+
+Writing in two steps bounds memory by one group: blocks are spooled to one file per group, then each group is sorted
+and written. Leaves to others: typing rows (typing_rows.py) and moving shards (dvc_store.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mlops.datasets.manifest import Shard
+from mlops.datasets.schema import SUBJECT_COLUMN, Schema
+from mlops.datasets.typing_rows import arrow_schema
+
+ROW_GROUP_ROWS = 16_384
+MAXIMUM_OPEN_SPOOLS = 256
+
+
+def render_shard(rows: pa.Table) -> bytes:
+    """Parquet bytes of rows, with settings that never depend on machine, threads or time.
+
+    Statistics are off: minima and maxima of personal columns would survive in the footer.
+    """
+    sink = io.BytesIO()
+    pq.write_table(
+        rows.replace_schema_metadata(None).combine_chunks(),
+        sink,
+        version="2.6",
+        data_page_version="1.0",
+        compression="zstd",
+        compression_level=3,
+        use_dictionary=True,
+        write_statistics=False,
+        row_group_size=ROW_GROUP_ROWS,
+        store_schema=False,
+        write_page_index=False,
+    )
+    return sink.getvalue()
+
+
+def writer_name() -> str:
+    """What the parquet footers say wrote them; another writer gives other bytes for equal rows."""
+    return f"parquet-cpp-arrow version {pa.cpp_version}"
+
+
+def describe_shard(content: bytes, *, relpath: str, rows: int, group: int, split: str) -> Shard:
+    """The manifest entry of a shard's bytes."""
+    return Shard(
+        relpath=relpath,
+        md5=hashlib.md5(content, usedforsecurity=False).hexdigest(),
+        sha256=hashlib.sha256(content).hexdigest(),
+        bytes=len(content),
+        rows=rows,
+        group=group,
+        split=split,
+    )
+
+
+def shard_relpath(split: str, *, group: int, part: int) -> str:
+    """`train/g00017-000.parquet`: sorts by split, group and part."""
+    return f"{split}/g{group:06d}-{part:03d}.parquet"
+
+
+def sort_rows(rows: pa.Table) -> pa.Table:
+    """By keyed hash; rows of one subject keep their order. Raw order of people does not matter to the bytes."""
+    subjects = rows.column(SUBJECT_COLUMN).combine_chunks()
+    width = subjects.type.byte_width
+    raw = np.frombuffer(subjects.buffers()[1], dtype=np.uint8)
+    raw = raw[subjects.offset * width : (subjects.offset + len(subjects)) * width].reshape(-1, width)
+    words = np.ascontiguousarray(raw).view(">u8").reshape(len(subjects), -1)
+    order = np.lexsort(tuple(words[:, column] for column in range(words.shape[1] - 1, -1, -1)))
+    return rows.take(pa.array(order))
+
+
+def groups_of_rows(rows: pa.Table, *, groups: int) -> np.ndarray:
+    """Isolation group of each row (`mlops.datasets.subjects.group_of`, for many)."""
+    subjects = rows.column(SUBJECT_COLUMN).combine_chunks()
+    width = subjects.type.byte_width
+    raw = np.frombuffer(subjects.buffers()[1], dtype=np.uint8)
+    raw = raw[subjects.offset * width : (subjects.offset + len(subjects)) * width].reshape(-1, width)
+    first = np.ascontiguousarray(raw[:, :8]).view(">u8").reshape(-1)
+    return (first % np.uint64(groups)).astype(np.int64)
+
+
+class GroupSpool:
+    """Typed rows on disk by isolation group, between reading raw files and writing shards."""
+
+    def __init__(self, folder: Path, schema: Schema) -> None:
+        self._folder = folder
+        self._schema = schema
+        self._arrow_schema = arrow_schema(schema.columns)
+        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
+        self._parts: dict[int, int] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> GroupSpool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close_writers()
+
+    def append(self, rows: pa.Table) -> None:
+        """Add rows, in raw order."""
+        if not rows.num_rows:
+            return
+        groups = groups_of_rows(rows, groups=self._schema.groups)
+        order = np.argsort(groups, kind="stable")
+        ordered, sorted_groups = rows.take(pa.array(order)), groups[order]
+        starts = np.flatnonzero(np.r_[True, sorted_groups[1:] != sorted_groups[:-1]])
+        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
+            self._writer(int(sorted_groups[start])).write_table(ordered.slice(start, end - start))
+
+    def iterate_groups(self, first: int, end: int) -> Iterator[tuple[int, pa.Table]]:
+        """Every group of `[first, end)` that has rows, ascending, its rows sorted by keyed hash."""
+        self._close_writers()
+        for group in sorted(group for group in self._parts if first <= group < end):
+            tables = []
+            for part in range(self._parts[group]):
+                with pa.OSFile(str(self._path(group, part))) as source:
+                    tables.append(pa.ipc.open_stream(source).read_all())
+            yield group, sort_rows(pa.concat_tables(tables))
+
+    def _writer(self, group: int) -> pa.ipc.RecordBatchStreamWriter:
+        if group not in self._writers:
+            if len(self._writers) >= MAXIMUM_OPEN_SPOOLS:
+                self._close_writers()
+            part = self._parts.get(group, 0)
+            self._parts[group] = part + 1
+            self._writers[group] = pa.ipc.new_stream(str(self._path(group, part)), self._arrow_schema)
+        return self._writers[group]
+
+    def _path(self, group: int, part: int) -> Path:
+        return self._folder / f"g{group}-{part}.arrows"
+
+    def _close_writers(self) -> None:
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+
+@dataclass
+class ColumnDigests:
+    """sha256 of every column's values in manifest order: tells which column differs between two imports."""
+
+    schema: Schema
+
+    def __post_init__(self) -> None:
+        names = [column.name for column in self.schema.columns]
+        self._hashes = {name: hashlib.sha256() for name in [*names, SUBJECT_COLUMN]}
+
+    def update(self, rows: pa.Table) -> None:
+        """Add a shard's rows."""
+        for name, digest in self._hashes.items():
+            column = rows.column(name).combine_chunks()
+            if pa.types.is_fixed_size_list(column.type):
+                column = column.flatten()
+            if pa.types.is_fixed_size_binary(column.type):
+                for value in column.to_pylist():
+                    digest.update(value)
+            else:
+                digest.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes())
+
+    def finish(self) -> tuple[tuple[str, str], ...]:
+        """(column, sha256 hex)."""
+        return tuple((name, digest.hexdigest()) for name, digest in self._hashes.items())
