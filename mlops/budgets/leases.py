@@ -1,23 +1,50 @@
-"""The lease book: `reserve` pays over every ancestor budget before a group starts, `renew` before each window, `settle` refunds.
+"""The lease book: `reserve` pays over every ancestor budget before a group starts, `renew` before each next window,
+`settle` refunds what was not used.
 
-Every operation is one transaction and has an idempotency key; every later one carries the lease's fencing token. What was
-paid is never less than what workers can burn: they stop by their own clock at the end of the window, and window, grace and
-checkpoint time are paid ahead. Leaves to others: who runs next (`decide`), delivery of warnings (`outbox`).
+Every operation is one transaction and has an idempotency key; every later one carries the lease's fencing token. What
+was paid is never less than what workers can burn: they stop by their own clock at the end of the window, and window,
+grace and checkpoint time are paid ahead. A renewal closes the running segment (charge and refund) and pays a new one,
+in the period in which it is asked for.
+Leaves to others: who runs next (`decide`), delivery of warnings (`outbox`), bringing files in (`configuration`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
+import sqlalchemy as sa
+
+from mlops.budgets import lease_rows
+from mlops.budgets.accounts import (
+    Account,
+    find_shortages,
+    list_scopes,
+    load_accounts,
+    post,
+    set_overdraft,
+    warn_crossed,
+)
+from mlops.budgets.claims import check_spender
+from mlops.budgets.configuration import load_applied
+from mlops.budgets.lease_rows import LeaseRow, request_digest
 from mlops.budgets.lease_types import Lease, LeaseRequest, Purpose, Settlement, SpendLimit
-from mlops.clock import Clock
-from mlops.errors import Refusal
+from mlops.budgets.money import cost_of, price_per_hour
+from mlops.budgets.quota import QuotaBoard
+from mlops.budgets.tree import BudgetTree
+from mlops.clock import DAY_US, SECOND_US, Clock
+from mlops.errors import Reason, Refusal
 from mlops.ids import Ids
-from mlops.ledger.connection import Ledger
+from mlops.ledger.connection import Ledger, Transaction
+from mlops.units import render_money
 
 __all__ = ["Lease", "LeaseBook", "LeaseRequest", "Purpose", "Settlement", "SpendLimit"]
 
+LONGEST_PREPAID_US = 31 * DAY_US
+
 
 class LeaseBook:
-    """Leases on the real ledger. `mlops.budgets.opening.open_lease_book(places, ledger, clock, ids)` applies the budget files first."""
+    """Leases on the ledger; `mlops.budgets.opening.open_lease_book` applies the budget files first."""
 
     def __init__(self, ledger: Ledger, clock: Clock, ids: Ids) -> None:
         self._ledger = ledger
@@ -25,25 +52,330 @@ class LeaseBook:
         self._ids = ids
 
     def reserve(self, request: LeaseRequest) -> Lease | Refusal:
-        """Pay for window + grace + checkpoint over every ancestor scope, all or nothing."""
-        raise NotImplementedError
+        """Pay for window + grace + checkpoint over every ancestor scope, all or nothing.
+
+        Returns:
+            The lease (the same one when the key was used before), or every ground of the refusal.
+        """
+        with self._ledger.write() as transaction:
+            return self.reserve_in(transaction, request)
+
+    def reserve_in(self, transaction: Transaction, request: LeaseRequest) -> Lease | Refusal:
+        """As `reserve`, inside a transaction of the caller's (admission of several groups at once)."""
+        digest = request_digest("reserve", request)
+        earlier = lease_rows.find_operation(transaction.connection, request.key)
+        if earlier is not None:
+            return earlier.to_lease() if earlier.digest == digest else _refuse_reused(request.key)
+        tree = load_applied(transaction.connection)
+        grounds = _check_request(request, tree, now_us=transaction.now_us)
+        if grounds:
+            return Refusal(grounds)
+        rate = tree.rates.find_price(request.accelerators.kind, at_us=transaction.now_us) or 0
+        price = price_per_hour(rate, milli=request.milli)
+        cost = cost_of(price, duration_us=request.prepaid_us)
+        scopes = list_scopes(tree.path(request.budget), request.limits, now_us=transaction.now_us)
+        loaded = load_accounts(transaction.connection, scopes)
+        grounds = (
+            *_check_policy(loaded, request.purpose),
+            *_check_quota(transaction.connection, tree, request, loaded),
+            *find_shortages(loaded, amount=cost),
+        )
+        if grounds:
+            return Refusal(grounds)
+        row = _make_row(
+            request, self._ids.new("lease"), now_us=transaction.now_us, price=price, cost=cost, scopes=loaded
+        )
+        return self._grant(transaction, row, loaded, key=request.key, digest=digest)
+
+    def _grant(
+        self, transaction: Transaction, row: LeaseRow, loaded: Sequence[Account], *, key: str, digest: str
+    ) -> Lease:
+        warn_crossed(transaction, loaded, added=row.reserved_micro_usd)
+        row = replace(row, fencing_token=transaction.next_number)
+        transaction.append("lease.reserved", row.lease_id, {"key": key, "digest": digest, "lease": row.to_json()})
+        post(transaction, loaded, reserved=row.reserved_micro_usd)
+        lease_rows.insert(transaction.connection, row)
+        lease = row.to_lease()
+        lease_rows.record(transaction.connection, key=key, operation="reserve", digest=digest, result=lease)
+        return lease
 
     def renew(self, lease_id: str, *, fencing_token: int, window_seconds: float, key: str) -> Lease | Refusal:
-        """Charge what was used so far and pay for another window from now."""
-        raise NotImplementedError
+        """Charge what was used so far and pay for another window, grace and checkpoint time from now.
+
+        A refusal leaves the lease as it is: the group has until its window ends, and is paid until it has stopped.
+        """
+        digest = request_digest("renew", (lease_id, fencing_token, window_seconds))
+        with self._ledger.write() as transaction:
+            earlier = lease_rows.find_operation(transaction.connection, key)
+            if earlier is not None:
+                return earlier.to_lease() if earlier.digest == digest else _refuse_reused(key)
+            row = lease_rows.find(transaction.connection, lease_id)
+            grounds = _check_live(row, lease_id, fencing_token=fencing_token, now_us=transaction.now_us)
+            window_us = round(window_seconds * SECOND_US)
+            if not 0 < window_us <= LONGEST_PREPAID_US:
+                grounds = (*grounds, Reason("bad-request", f"a window of {window_seconds:g} s cannot be granted"))
+            if row is None or grounds:
+                return Refusal(grounds)
+            return self._renew(transaction, row, window_us=window_us, key=key, digest=digest)
+
+    def _renew(
+        self, transaction: Transaction, row: LeaseRow, *, window_us: int, key: str, digest: str
+    ) -> Lease | Refusal:
+        now_us = transaction.now_us
+        charge = cost_of(row.price_micro_usd_per_hour, duration_us=now_us - row.segment_started_us)
+        cost = cost_of(row.price_micro_usd_per_hour, duration_us=window_us + row.tail_us)
+        tree = load_applied(transaction.connection)
+        scopes = list_scopes(tree.path(row.budget), row.list_limits(), now_us=now_us)
+        loaded = load_accounts(transaction.connection, scopes)
+        keys = {(scope, start) for scope, start, _ in row.scopes}
+        # What the running segment gives back counts only where it was paid: in the account of its period.
+        settled = tuple(
+            replace(
+                account,
+                charged_micro_usd=account.charged_micro_usd + charge,
+                reserved_micro_usd=account.reserved_micro_usd - row.reserved_micro_usd,
+            )
+            if account.key in keys
+            else account
+            for account in loaded
+        )
+        grounds = (*_check_renewal(settled, row), *find_shortages(settled, amount=cost))
+        overdrafts = _find_overdrafts(tree, row, settled, cost=cost)
+        if grounds and not overdrafts:
+            warn_crossed(transaction, loaded, added=0, is_stopped=True)
+            return Refusal(grounds)
+        return self._extend(
+            transaction, row, settled, charge=charge, cost=cost, window_us=window_us, overdrafts=overdrafts,
+            key=key, digest=digest,
+        )  # fmt: skip
+
+    def _extend(
+        self,
+        transaction: Transaction,
+        row: LeaseRow,
+        settled: Sequence[Account],
+        *,
+        charge: int,
+        cost: int,
+        window_us: int,
+        overdrafts: dict[str, int],
+        key: str,
+        digest: str,
+    ) -> Lease:
+        now_us = transaction.now_us
+        old = row.list_accounts()
+        renewed = replace(
+            row,
+            segment_started_us=now_us,
+            window_ends_us=now_us + window_us,
+            expires_us=now_us + window_us + row.tail_us,
+            charged_micro_usd=row.charged_micro_usd + charge,
+            refunded_micro_usd=row.refunded_micro_usd + row.reserved_micro_usd - charge,
+            reserved_micro_usd=cost,
+            paid_micro_usd=row.paid_micro_usd + cost,
+            scopes=tuple((a.scope, a.period_start_us, a.cap_micro_usd) for a in settled),
+        )
+        warn_crossed(transaction, settled, added=cost, is_stopped=bool(overdrafts))
+        for account in settled:
+            if account.scope in overdrafts:
+                set_overdraft(transaction, account, overdraft=overdrafts[account.scope])
+        body = {"key": key, "digest": digest, "charge": charge, "overdrafts": overdrafts, "lease": renewed.to_json()}
+        transaction.append("lease.renewed", row.lease_id, body)
+        post(transaction, old, charged=charge, reserved=-row.reserved_micro_usd)
+        fresh = tuple(
+            replace(a, exists=a.exists or a.scope in overdrafts or a.key in {o.key for o in old}) for a in settled
+        )
+        post(transaction, fresh, reserved=cost)
+        lease_rows.update(transaction.connection, renewed)
+        lease = renewed.to_lease()
+        lease_rows.record(transaction.connection, key=key, operation="renew", digest=digest, result=lease)
+        return lease
 
     def settle(self, lease_id: str, *, fencing_token: int, ended_us: int | None, key: str) -> Settlement | Refusal:
-        """Charge the time used and refund the rest; an unknown end (None) is charged to the expiry."""
-        raise NotImplementedError
+        """Charge the time used and refund the rest; an unknown end (None) is charged to the expiry.
+
+        A lease that was closed already keeps its charge; asking again with the same key gives the same answer.
+        """
+        digest = request_digest("settle", (lease_id, fencing_token, ended_us))
+        with self._ledger.write() as transaction:
+            earlier = lease_rows.find_operation(transaction.connection, key)
+            if earlier is not None:
+                return earlier.to_settlement() if earlier.digest == digest else _refuse_reused(key)
+            row = lease_rows.find(transaction.connection, lease_id)
+            grounds = _check_holder(row, lease_id, fencing_token=fencing_token)
+            if row is None or grounds:
+                return Refusal(grounds)
+            if not row.is_live:
+                return row.to_settlement(refunded=0)
+            end_us = row.expires_us if ended_us is None else min(ended_us, row.expires_us)
+            return _close(transaction, row, ended_us=end_us, cause="settled", key=key, digest=digest)
 
     def close_expired(self, now_us: int | None = None) -> tuple[Settlement, ...]:
-        """Charge leases whose holder vanished, to their expiry."""
-        raise NotImplementedError
+        """Charge leases whose holder vanished to their expiry, and end them."""
+        with self._ledger.write() as transaction:
+            at_us = transaction.now_us if now_us is None else now_us
+            rows = lease_rows.list_live(transaction.connection, expired_at_us=at_us)
+            return tuple(
+                _close(
+                    transaction, row, ended_us=row.expires_us, cause="expired",
+                    key=f"expire:{row.lease_id}", digest=request_digest("expire", row.lease_id),
+                )
+                for row in rows
+            )  # fmt: skip
 
     def find(self, lease_id: str) -> Lease | None:
         """One lease, live or ended."""
-        raise NotImplementedError
+        with self._ledger.read() as connection:
+            row = lease_rows.find(connection, lease_id)
+        return row.to_lease() if row else None
 
     def list_live(self) -> tuple[Lease, ...]:
         """Every live lease, oldest first."""
-        raise NotImplementedError
+        with self._ledger.read() as connection:
+            return tuple(row.to_lease() for row in lease_rows.list_live(connection))
+
+
+def _close(transaction: Transaction, row: LeaseRow, *, ended_us: int, cause: str, key: str, digest: str) -> Settlement:
+    charge = cost_of(row.price_micro_usd_per_hour, duration_us=ended_us - row.segment_started_us)
+    charge = min(charge, row.reserved_micro_usd)
+    refund = row.reserved_micro_usd - charge
+    closed = replace(
+        row,
+        is_live=False,
+        reserved_micro_usd=0,
+        charged_micro_usd=row.charged_micro_usd + charge,
+        refunded_micro_usd=row.refunded_micro_usd + refund,
+        ended_us=max(ended_us, row.started_us),
+        cause=cause,
+    )
+    body = {"key": key, "digest": digest, "charge": charge, "refund": refund, "lease": closed.to_json()}
+    transaction.append(f"lease.{cause}", row.lease_id, body)
+    post(transaction, row.list_accounts(), charged=charge, reserved=-row.reserved_micro_usd)
+    lease_rows.update(transaction.connection, closed)
+    settlement = closed.to_settlement(refunded=refund)
+    lease_rows.record(transaction.connection, key=key, operation=cause, digest=digest, result=settlement)
+    return settlement
+
+
+def _make_row(
+    request: LeaseRequest, lease_id: str, *, now_us: int, price: int, cost: int, scopes: Sequence[Account]
+) -> LeaseRow:
+    window_us = round(request.window_seconds * SECOND_US)
+    return LeaseRow(
+        lease_id=lease_id,
+        fencing_token=0,
+        budget=request.budget,
+        kind=request.accelerators.kind,
+        milli=request.milli,
+        holder=request.holder,
+        sweep_id=request.sweep_id,
+        group_id=request.group_id,
+        purpose=request.purpose,
+        is_live=True,
+        started_us=now_us,
+        segment_started_us=now_us,
+        window_ends_us=now_us + window_us,
+        expires_us=now_us + request.prepaid_us,
+        tail_us=request.prepaid_us - window_us,
+        price_micro_usd_per_hour=price,
+        reserved_micro_usd=cost,
+        charged_micro_usd=0,
+        paid_micro_usd=cost,
+        refunded_micro_usd=0,
+        scopes=tuple((account.scope, account.period_start_us, account.cap_micro_usd) for account in scopes),
+        ended_us=None,
+        cause="",
+    )
+
+
+def _check_request(request: LeaseRequest, tree: BudgetTree, *, now_us: int) -> tuple[Reason, ...]:
+    found: list[Reason] = []
+    path = tree.path(request.budget)
+    if not path:
+        known = ", ".join(tree.by_name) or "none"
+        found.append(Reason("unknown-budget", f"there is no budget {request.budget!r}; known: {known}"))
+    elif tree.rates.find_price(request.accelerators.kind, at_us=now_us) is None:
+        known = ", ".join(sorted(tree.rates.kinds))
+        found.append(Reason("unknown-accelerator", f"{request.accelerators.kind} has no price now; priced: {known}"))
+    times = (request.window_seconds, request.grace_seconds, request.checkpoint_seconds)
+    if not (all(0 <= each < float("inf") for each in times) and 0 < request.prepaid_us <= LONGEST_PREPAID_US):
+        found.append(Reason("bad-request", f"window, grace and checkpoint of {times} s cannot be granted"))
+    if not 0 < request.milli < 1_000_000_000:
+        found.append(Reason("bad-request", f"{request.accelerators} cannot be granted"))
+    if any(limit.scope.startswith("budget:") or limit.cap_micro_usd < 0 for limit in request.limits):
+        found.append(Reason("bad-request", "a limit is `sweep:<id>` or `trial:<id>` with an amount of at least 0"))
+    return (*found, *check_spender(path, person=request.spender, claim=request.claim, now_us=now_us))
+
+
+def _check_policy(loaded: Sequence[Account], purpose: Purpose) -> tuple[Reason, ...]:
+    stopped = {"no-new-trials", "checkpoint-and-stop"}
+    return tuple(
+        Reason("budget-policy", f"{account.scope} starts no new {purpose} work: {_render_committed(account)}")
+        for account in loaded
+        if stopped & account.find_actions()
+    )
+
+
+def _check_renewal(settled: Sequence[Account], row: LeaseRow) -> tuple[Reason, ...]:
+    if row.purpose == "serving":
+        return ()
+    return tuple(
+        Reason("budget-policy", f"{account.scope} checkpoints and stops running work: {_render_committed(account)}")
+        for account in settled
+        if "checkpoint-and-stop" in account.find_actions()
+    )
+
+
+def _render_committed(account: Account) -> str:
+    return f"{render_money(account.committed_micro_usd)} of {render_money(account.cap_micro_usd or 0)} are committed"
+
+
+def _check_quota(
+    connection: sa.Connection, tree: BudgetTree, request: LeaseRequest, loaded: Sequence[Account]
+) -> tuple[Reason, ...]:
+    kind = request.accelerators.kind
+    if not any(kind in node.quotas for node in tree.nodes):
+        return ()
+    board = QuotaBoard(tree)
+    for budget, units in lease_rows.sum_live(connection, kind):
+        if budget in tree.by_name:
+            board.use(budget, kind, units)
+    may_borrow = not any("stop-borrowing" in account.find_actions() for account in loaded)
+    limit = board.find_limit(request.budget, kind, request.milli, may_borrow=may_borrow)
+    return (Reason("quota-exceeded", limit.render_text()),) if limit else ()
+
+
+def _find_overdrafts(tree: BudgetTree, row: LeaseRow, settled: Sequence[Account], *, cost: int) -> dict[str, int]:
+    """Overdraft per scope with which running replicas go on, unless a policy on their way up says stop."""
+    path = tree.path(row.budget)
+    if row.purpose != "serving" or any(node.serving == "stop" for node in path):
+        return {}
+    return {
+        account.scope: account.overdraft_micro_usd + cost - left
+        for account in settled
+        if (left := account.left_micro_usd) is not None and cost > left
+    }
+
+
+def _check_holder(row: LeaseRow | None, lease_id: str, *, fencing_token: int) -> tuple[Reason, ...]:
+    if row is None:
+        return (Reason("unknown-lease", f"there is no lease {lease_id}"),)
+    if row.fencing_token != fencing_token:
+        text = f"{lease_id} has fencing token {row.fencing_token}, not {fencing_token}: another holder has taken over"
+        return (Reason("fenced", text),)
+    return ()
+
+
+def _check_live(row: LeaseRow | None, lease_id: str, *, fencing_token: int, now_us: int) -> tuple[Reason, ...]:
+    grounds = _check_holder(row, lease_id, fencing_token=fencing_token)
+    if row is None or grounds:
+        return grounds
+    if not row.is_live:
+        return (Reason("lease-ended", f"{lease_id} has ended ({row.cause}); reserve a new one"),)
+    if now_us >= row.expires_us:
+        return (Reason("lease-expired", f"{lease_id} was paid until it expired; reserve a new one"),)
+    return ()
+
+
+def _refuse_reused(key: str) -> Refusal:
+    return Refusal((Reason("key-reused", f"the idempotency key {key} stands for another request"),))

@@ -1,14 +1,16 @@
 """Opening the ledger and writing to it: one database, one engine, one write lock.
 
-SQLite in WAL mode by default, PostgreSQL by URL. `Ledger.write()` takes the write lock (BEGIN IMMEDIATE, or an advisory
-lock on PostgreSQL), so code inside sees the last state and no other writer comes between.
+SQLite in WAL mode by default, PostgreSQL by URL. `Ledger.write()` takes the write lock (BEGIN IMMEDIATE, or an
+advisory lock on PostgreSQL, both first come, first served), so code inside sees the last state and no other writer
+comes between.
+Times in the ledger never go back: a transaction's time is at least that of the last event.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ import sqlalchemy as sa
 from mlops.clock import Clock
 from mlops.errors import LedgerError
 from mlops.ledger import sql_events
-from mlops.ledger.migrations import migrate
+from mlops.ledger.fair_queue import wait_turn
+from mlops.ledger.migrations import find_missing, migrate
 
 BUSY_TIMEOUT_MS = 30_000
 _ADVISORY_LOCK = 0x6D6C6F7073  # "mlops"
+_SELECT_LOCK = sa.text("SELECT pg_advisory_xact_lock(:key)")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,18 @@ class Transaction:
 
     connection: sa.Connection
     now_us: int
+    """Never before the last event, even when the machine's clock went back."""
+    _heads: list[sql_events.Head] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def next_number(self) -> int:
+        """The number that the next event will get."""
+        return self._find_head().number + 1
+
+    def _find_head(self) -> sql_events.Head:
+        if not self._heads:
+            self._heads.append(sql_events.find_head(self.connection))
+        return self._heads[-1]
 
     def append(self, kind: str, subject: str, body: dict[str, Any]) -> int:
         """Append an event to the chain, in this transaction.
@@ -41,7 +57,11 @@ class Transaction:
         Returns:
             The event's number, counting from 1 without gaps.
         """
-        return sql_events.append(self.connection, at_us=self.now_us, kind=kind, subject=subject, body=body)
+        head = sql_events.append(
+            self.connection, self._find_head(), at_us=self.now_us, kind=kind, subject=subject, body=body
+        )
+        self._heads[:] = [head]
+        return head.number
 
 
 class Ledger:
@@ -50,38 +70,64 @@ class Ledger:
     def __init__(self, engine: sa.Engine, clock: Clock) -> None:
         self.engine = engine
         self._clock = clock
+        database = engine.url.database if engine.dialect.name == "sqlite" else None
+        self._read_options: dict[str, Any] = {"mlops_read_only": True}
+        if engine.dialect.name == "postgresql":
+            self._read_options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._queue_path = Path(f"{database}-queue") if database and database != ":memory:" else None
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """All or nothing, alone.
+        """All or nothing, alone, in the order of asking.
 
         Raises:
             LedgerError: The database is locked for too long, full or damaged.
         """
-        try:
-            with self.engine.begin() as connection:
-                if connection.dialect.name == "postgresql":
-                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
-                yield Transaction(connection=connection, now_us=self._clock.now_us())
-        except sa.exc.OperationalError as error:
-            raise translate_error(error, self.engine) from error
-        except sa.exc.DatabaseError as error:
-            if isinstance(error, sa.exc.IntegrityError):
-                raise
-            raise translate_error(error, self.engine) from error
+        with self._lock() as connection:
+            head = sql_events.find_head(connection)
+            yield Transaction(connection=connection, now_us=max(self._clock.now_us(), head.at_us), _heads=[head])
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """A consistent snapshot.
+        """A consistent snapshot; writing in it is an error.
 
         Raises:
             LedgerError: as `write`.
         """
         try:
-            with self.engine.connect().execution_options(mlops_read_only=True) as connection:
+            with self.engine.connect().execution_options(**self._read_options) as connection:
                 yield connection
-        except sa.exc.OperationalError as error:
+        except sa.exc.DatabaseError as error:
             raise translate_error(error, self.engine) from error
+
+    def upgrade(self) -> None:
+        """Bring the schema to the current version.
+
+        Raises:
+            LedgerError: It was written by a newer version of mlops.
+        """
+        with self.read() as connection:
+            missing = find_missing(connection)
+        if missing:
+            with self._lock() as connection:
+                migrate(connection)
+
+    @contextmanager
+    def _lock(self) -> Iterator[sa.Connection]:
+        try:
+            with self._wait_turn(), self.engine.begin() as connection:
+                if connection.dialect.name == "postgresql":
+                    connection.execute(_SELECT_LOCK, {"key": _ADVISORY_LOCK})
+                yield connection
+        except sa.exc.DatabaseError as error:
+            if isinstance(error, sa.exc.IntegrityError):
+                raise
+            raise translate_error(error, self.engine) from error
+
+    def _wait_turn(self) -> AbstractContextManager[object]:
+        if self._queue_path is None:
+            return nullcontext()
+        return wait_turn(self._queue_path, timeout_seconds=BUSY_TIMEOUT_MS / 1000)
 
     def close(self) -> None:
         """Close pooled connections."""
@@ -108,8 +154,7 @@ def open_ledger(url: str, clock: Clock) -> Ledger:
     else:
         engine = sa.create_engine(parsed, pool_pre_ping=True)
     ledger = Ledger(engine, clock)
-    with ledger.write() as transaction:
-        migrate(transaction.connection)
+    ledger.upgrade()
     return ledger
 
 
@@ -127,8 +172,9 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    read_only = connection.get_execution_options().get("mlops_read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    is_reader = connection.get_execution_options().get("mlops_read_only", False)
+    connection.exec_driver_sql(f"PRAGMA query_only={'ON' if is_reader else 'OFF'}")
+    connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
 
 
 def translate_error(error: sa.exc.DBAPIError, engine: sa.Engine) -> LedgerError:
@@ -137,6 +183,8 @@ def translate_error(error: sa.exc.DBAPIError, engine: sa.Engine) -> LedgerError:
     text = str(error.orig)
     hints = {
         "locked": "another mlops command holds it; wait for it or find it with `mlops doctor --processes`",
+        "readonly database": "the file or its folder cannot be written by this user, or a read tried to write",
+        "unable to open": "check that the folder exists and that this user may write there",
         "full": "free disk space and run the command again: nothing was half-written",
         "malformed": "restore it with `mlops restore`, or move it away to start an empty one",
         "not a database": "restore it with `mlops restore`, or move it away to start an empty one",

@@ -26,6 +26,16 @@ events = sa.Table(
     sa.Column("sha256", sa.Text, nullable=False),
 )
 GENESIS = "0" * 64
+_SELECT_HEAD = sa.select(events.c.number, events.c.at_us, events.c.sha256).order_by(events.c.number.desc()).limit(1)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last event of the chain."""
+
+    number: int
+    at_us: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -47,18 +57,22 @@ def chain_digest(previous: str, *, number: int, at_us: int, kind: str, subject: 
     return hashlib.sha256(line.encode()).hexdigest()
 
 
-def append(connection: sa.Connection, *, at_us: int, kind: str, subject: str, body: dict[str, Any]) -> int:
-    """Append one event; call it inside a write transaction only."""
-    last = connection.execute(
-        sa.select(events.c.number, events.c.sha256).order_by(events.c.number.desc()).limit(1)
-    ).one_or_none()
-    number, previous = (last.number + 1, last.sha256) if last else (1, GENESIS)
+def find_head(connection: sa.Connection) -> Head:
+    """The last event, or what stands before the first."""
+    row = connection.execute(_SELECT_HEAD).one_or_none()
+    return Head(row.number, row.at_us, row.sha256) if row else Head(0, 0, GENESIS)
+
+
+def append(connection: sa.Connection, head: Head, *, at_us: int, kind: str, subject: str, body: dict[str, Any]) -> Head:
+    """Append one event after `head`, the chain's last; call it inside a write transaction only."""
+    number = head.number + 1
     text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    digest = chain_digest(previous, number=number, at_us=at_us, kind=kind, subject=subject, body=text)
+    digest = chain_digest(head.sha256, number=number, at_us=at_us, kind=kind, subject=subject, body=text)
     connection.execute(
-        events.insert().values(number=number, at_us=at_us, kind=kind, subject=subject, body=text, sha256=digest)
+        events.insert(),
+        {"number": number, "at_us": at_us, "kind": kind, "subject": subject, "body": text, "sha256": digest},
     )
-    return number
+    return Head(number, at_us, digest)
 
 
 def load_events(

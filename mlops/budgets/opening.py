@@ -1,0 +1,31 @@
+"""Opening the budgets of a project: read the files, apply them to the ledger, hand out the lease book."""
+
+from __future__ import annotations
+
+import getpass
+
+from mlops.budgets.configuration import apply_budgets
+from mlops.budgets.leases import LeaseBook
+from mlops.budgets.spec import load_budgets
+from mlops.clock import Clock
+from mlops.ids import Ids
+from mlops.ledger.connection import Ledger
+from mlops.places import Places
+
+
+def open_lease_book(places: Places, ledger: Ledger, clock: Clock, ids: Ids) -> LeaseBook:
+    """The lease book, after changed budget files were applied.
+
+    Raises:
+        ProjectError: The budget files have problems; `items` lists all of them.
+    """
+    apply_budgets(ledger, load_budgets(places.budgets_folder), who=find_person())
+    return LeaseBook(ledger, clock, ids)
+
+
+def find_person() -> str:
+    """The name of the user who runs this process, as the system knows it."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
