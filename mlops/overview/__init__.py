@@ -1,0 +1,1 @@
+"""Looking at the whole: status, chains of a release, rebuilds. Leaves to others: doing anything (each room)."""
