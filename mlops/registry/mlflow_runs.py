@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops.clock import Clock, SystemClock
+from mlops.places import Places
 from mlops.registry.mirror import (
     HANDLE_PREFIX,
     DatasetReference,
@@ -25,7 +26,7 @@ from mlops.registry.mirror import (
     inherited_tags,
     make_handle,
 )
-from mlops.registry.mlflow_door import open_client
+from mlops.registry.mlflow_door import artifact_root, open_client, spool_folder, tracking_uri
 from mlops.registry.spool import Spool
 
 if TYPE_CHECKING:
@@ -215,6 +216,13 @@ class RunMirror:
             elif not self._waiting and not self._is_closing:
                 self._spool.clear()
             self._changed.notify_all()
+
+
+def open_mirror(places: Places, *, clock: Clock | None = None) -> RunMirror:
+    """The mirror of a project; close it, or use it as a context."""
+    return RunMirror(
+        tracking_uri(places), artifact_root(places), spool_folder=spool_folder(places), clock=clock or SystemClock()
+    )
 
 
 class _Sender:
