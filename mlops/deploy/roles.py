@@ -25,7 +25,9 @@ class KeyEntry(Spec):
     public: str
     """`ed25519:<base64>`, as `mlops keys list` prints it."""
     until: date | None = None
-    """First day (UTC) on which it no longer counts: expired, lost or revoked."""
+    """First day (UTC) on which it no longer counts; what a machine signed before stays valid."""
+    revoked: bool = False
+    """Lost or stolen: nothing it ever signed counts, since a thief can write any date."""
 
     @model_validator(mode="before")
     @classmethod
@@ -42,6 +44,8 @@ class KeyEntry(Spec):
 
     def is_valid_at(self, now_us: int) -> bool:
         """Whether it counts at that time."""
+        if self.revoked:
+            return False
         if self.until is None:
             return True
         end = datetime(self.until.year, self.until.month, self.until.day, tzinfo=UTC)
