@@ -1,1 +1,4 @@
-"""A user's project: found, opened, validated, scaffolded, examined. Leaves to others: what its files mean (each room)."""
+"""A user's project: found, opened, validated, scaffolded, examined.
+
+Leaves to others: what its files mean (each room).
+"""
