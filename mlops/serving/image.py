@@ -63,6 +63,7 @@ class BuiltLayer:
     diff_id: str
     """`sha256:…` of the tar."""
     compressed_bytes: int
+    media_type: str
     is_reused: bool
     """Taken from the layout as it was."""
     reason: str
