@@ -1,0 +1,96 @@
+"""`mlops gate`: judge a candidate, and show what was said about one. Leaves to others: judging (mlops/evaluation)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlops.cli.rendering import emit_json, refuse, render_table
+from mlops.errors import ProjectError, Reason, Refusal
+
+
+@click.group()
+def gate() -> None:
+    """Run the evaluation gate and show its verdicts."""
+
+
+@gate.command("run")
+@click.argument("product", required=False)
+@click.option("--candidate", type=click.Path(path_type=Path, exists=True, file_okay=False), help="A candidate folder.")
+@click.option("--champion", type=click.Path(path_type=Path, exists=True, file_okay=False), help="To compare with.")
+@click.option("--policy", type=click.Path(path_type=Path), help="Instead of evaluation/<product>.yaml.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of every sample and attack.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@click.option("--dry-run", is_flag=True, help="Say what would be judged, and on how many rows.")
+def run(  # noqa: PLR0917 - click calls it by keyword
+    product: str | None,
+    candidate: Path | None,
+    champion: Path | None,
+    policy: Path | None,
+    seed: int,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Judge the newest candidate of PRODUCT, or a candidate folder; exit 1 with reasons on a no."""
+    from mlops.evaluation import judging, report  # loads scipy and the model's libraries
+    from mlops.project.opening import open_project
+
+    if (product is None) == (candidate is None):
+        raise ProjectError("name a product or a candidate folder", hint="mlops gate run PRODUCT | --candidate DIR")
+    project = open_project()
+    folder = candidate or judging.find_newest_candidate(project.places, product=project.require_product(product or ""))
+    request = judging.prepare_request(
+        project.places, folder, clock=project.clock, champion_folder=champion, policy_file=policy, seed=seed
+    )
+    if dry_run:
+        click.echo(f"would judge {folder} by {len(request.policy.checks)} checks on {request.test.num_rows:,} rows")
+        return
+    judgement = judging.judge_candidate(project.places, request)
+    if as_json:
+        emit_json(judgement.result.to_json())
+    else:
+        click.echo(report.render_text(judgement.result))
+        click.echo(f"page   {judgement.folder / 'gate.html'}")
+    if not judgement.result.is_go:
+        refuse(
+            _refusal(judgement.result.to_json()),
+            what=f"candidate {judgement.result.candidate[7:19]} may not be released",
+        )
+
+
+@gate.command("show")
+@click.argument("reference")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
+def show(reference: str, as_json: bool) -> None:
+    """Show the newest result of a product, or the one with this digest (`sha256:…` or its first digits)."""
+    from mlops.evaluation import store  # loads jinja2
+    from mlops.project.opening import open_project
+
+    places = open_project().places
+    digits = reference.removeprefix("sha256:")
+    folders = [store.find_newest(places, product=reference)] if reference in places.products() else []
+    folders += [folder for folder in sorted(places.evidence.glob(f"{digits}*")) if (folder / "gate.json").is_file()]
+    found = next((folder for folder in folders if folder is not None), None)
+    if found is None:
+        raise ProjectError(f"there is no gate result for {reference!r}", hint="run `mlops gate run PRODUCT` first")
+    content = store.load_kept(found)
+    if as_json:
+        emit_json(content)
+        return
+    click.echo(
+        f"{content['verdict']}  {content['product']}, candidate {content['candidate'][7:19]}, {content['judged_at']}"
+    )
+    rows = [
+        (check["verdict"], "stops" if check["stops"] else "", check["title"], check["explanation"])
+        for check in content["checks"]
+    ]
+    click.echo(render_table(("verdict", "", "check", "why"), rows))
+    click.echo(f"page   {found / 'gate.html'}")
+
+
+def _refusal(content: dict[str, Any]) -> Refusal:
+    stopping = [check for check in content["checks"] if check["stops"]]
+    reasons = [Reason(code=f"{check['name']}:{check['code']}", text=check["explanation"]) for check in stopping]
+    return Refusal(tuple(reasons) or (Reason(code="empty-policy", text="the policy has no blocking check"),))

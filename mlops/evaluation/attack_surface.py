@@ -1,0 +1,215 @@
+"""What an attacker may change of a row, and nothing else: the constraint that every attack here works under.
+
+Attacks work on flat vectors: one unit per allowed step of a changeable number, one weight per category of a changeable
+category column, and the row's number in front (so that everything unchangeable is looked up, never attacked). `decode`
+turns a flat vector back into a valid row: ranges and whole numbers kept, exactly one category, only allowed ones.
+Leaves to others: the attacks themselves (checks/evasion.py, torch_attacks.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mlops.evaluation.judged import columns_as_tensors
+from mlops.evaluation.policy import Change
+from mlops.evaluation.rows import Rows
+from mlops.evaluation.verdicts import NotEvaluableError
+
+if TYPE_CHECKING:
+    from mlops.training.contract import Contract, InputColumn
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class NumberPart:
+    """A changeable number at one position of the flat vector."""
+
+    column: InputColumn
+    position: int
+    up: float
+    down: float
+
+    @property
+    def unit(self) -> float:
+        """The larger of both steps: one flat unit."""
+        return max(self.up, self.down)
+
+
+@dataclass(frozen=True)
+class CategoryPart:
+    """A changeable category column: one weight per category from `start` on."""
+
+    column: InputColumn
+    start: int
+    allowed: tuple[int, ...]
+    """Codes that may be claimed; the row's own is always allowed."""
+
+    @property
+    def size(self) -> int:
+        """Number of categories."""
+        return len(self.column.categories or ())
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The allowed changes of N rows."""
+
+    rows: Rows
+    numbers: tuple[NumberPart, ...]
+    categories: tuple[CategoryPart, ...]
+    width: int
+    """Of the flat vector, the row number included."""
+
+    @property
+    def radius(self) -> Floats:
+        """L∞ radius of each flat position; zero for the row number."""
+        radius = np.ones(self.width, dtype=np.float32)
+        radius[0] = 0.0
+        return radius
+
+    @property
+    def limits(self) -> tuple[Floats, Floats]:
+        """Lowest and highest flat value of each position over all rows."""
+        flat = self.encode()
+        low, high = flat.min(axis=0), flat.max(axis=0)
+        for part in self.numbers:
+            low[part.position] -= 1
+            high[part.position] += 1
+        for group in self.categories:
+            low[group.start : group.start + group.size], high[group.start : group.start + group.size] = 0.0, 1.0
+        high[0] = max(high[0], 1.0)
+        return low, high
+
+    def encode(self) -> Floats:
+        """The unchanged rows as flat vectors `[N, width]`."""
+        flat = np.zeros((len(self.rows), self.width), dtype=np.float32)
+        flat[:, 0] = np.arange(len(self.rows))
+        for part in self.numbers:
+            flat[:, part.position] = self.rows.features[part.column.name] / part.unit
+        for group in self.categories:
+            flat[np.arange(len(self.rows)), group.start + self.rows.features[group.column.name]] = 1.0
+        return flat
+
+    def decode(self, flat: Floats) -> dict[str, NDArray[Any]]:
+        """Flat vectors to valid features: every row keeps to what a person could do."""
+        chosen = np.rint(flat[:, 0]).astype(np.int64)
+        features = {name: values[chosen].copy() for name, values in self.rows.features.items()}
+        for part in self.numbers:
+            features[part.column.name] = self._decode_number(part, flat, chosen=chosen)
+        for group in self.categories:
+            own = self.rows.features[group.column.name][chosen]
+            weights = np.full((len(flat), group.size), -np.inf, dtype=np.float32)
+            for code in group.allowed:
+                weights[:, code] = flat[:, group.start + code]
+            weights[np.arange(len(flat)), own] = flat[np.arange(len(flat)), group.start + own]
+            features[group.column.name] = weights.argmax(axis=1).astype(np.int64)
+        return features
+
+    def _decode_number(self, part: NumberPart, flat: Floats, *, chosen: NDArray[np.int64]) -> Floats:
+        own = self.rows.features[part.column.name][chosen].astype(np.float64)
+        low, high = own - part.down, own + part.up
+        if part.column.minimum is not None:
+            low = np.maximum(low, np.minimum(part.column.minimum, own))
+        if part.column.maximum is not None:
+            high = np.minimum(high, np.maximum(part.column.maximum, own))
+        wanted = np.nan_to_num(flat[:, part.position].astype(np.float64) * part.unit)
+        moved = np.clip(wanted, low, high)
+        if part.column.integer:
+            moved = np.clip(np.rint(moved), np.ceil(low), np.floor(high))
+        unchanged = np.abs(wanted - own) < 1e-4 * part.unit  # float32 units do not round-trip exactly
+        return np.where(unchanged, own, moved).astype(np.float32)
+
+    def count_infeasible(self, features: Mapping[str, NDArray[Any]], *, chosen: NDArray[np.int64]) -> int:
+        """Rows that break a rule of the surface: an independent check of `decode`."""
+        broken = np.zeros(len(chosen), dtype=bool)
+        allowed_numbers = {part.column.name: part for part in self.numbers}
+        allowed_categories = {part.column.name: part for part in self.categories}
+        for name, values in features.items():
+            own = self.rows.features[name][chosen]
+            if name in allowed_numbers:
+                part = allowed_numbers[name]
+                slack = 1e-3 * part.unit
+                broken |= (values > own + part.up + slack) | (values < own - part.down - slack)
+                if part.column.integer:
+                    broken |= (values != np.rint(values)) & (values != own)
+            elif name in allowed_categories:
+                broken |= ~np.isin(values, allowed_categories[name].allowed) & (values != own)
+            else:
+                broken |= (values != own).reshape(len(chosen), -1).any(axis=1)
+        return int(broken.sum())
+
+
+def plan_surface(rows: Rows, *, contract: Contract, changes: tuple[Change, ...]) -> Surface:
+    """Lay out the flat vector of the allowed changes.
+
+    Raises:
+        NotEvaluableError: A change names a column that the model has not, or a category that the column has not.
+    """
+    columns = {column.name: column for column in contract.inputs}
+    numbers: list[NumberPart] = []
+    categories: list[CategoryPart] = []
+    position = 1
+    for change in changes:
+        column = columns.get(change.column)
+        if column is None:
+            raise NotEvaluableError("column-missing", f"the model has no input {change.column} that could be changed")
+        if column.kind == "category":
+            allowed = _allowed_codes(column, change)
+            categories.append(CategoryPart(column, start=position, allowed=allowed))
+            position += len(column.categories or ())
+        elif column.kind == "number" and (change.up or change.down):
+            numbers.append(NumberPart(column, position=position, up=change.up, down=change.down))
+            position += 1
+        else:
+            raise NotEvaluableError("change-impossible", f"{change.column} is a {column.kind}: state what changes")
+    return Surface(rows, tuple(numbers), tuple(categories), width=position)
+
+
+def _allowed_codes(column: InputColumn, change: Change) -> tuple[int, ...]:
+    names = column.categories or ()
+    if change.to == "any":
+        return tuple(range(len(names)))
+    strangers = [name for name in change.to if name not in names]
+    if strangers or not change.to:
+        raise NotEvaluableError("category-missing", f"{column.name} has no category {', '.join(strangers) or '(none)'}")
+    return tuple(names.index(name) for name in change.to)
+
+
+class RelaxedModel(torch.nn.Module):
+    """The judged module as a differentiable function of flat vectors.
+
+    Logits are linear in the weights of each category group, exact where one category of one group is chosen:
+    `logits(own) + Σ_group Σ_k weight_k (logits(group = k) - logits(own))`. So the gradient of a weight is the
+    change that claiming that category makes.
+    """
+
+    def __init__(self, module: torch.nn.Module, surface: Surface, *, contract: Contract) -> None:
+        super().__init__()
+        self.module = module
+        self.surface = surface
+        self.columns = columns_as_tensors(surface.rows, contract=contract)
+
+    def forward(self, flat: torch.Tensor) -> torch.Tensor:
+        """`[B, width]` to logits `[B, C]`."""
+        flat = flat.float()
+        chosen = flat[:, 0].detach().round().long()
+        base = {name: values[chosen] for name, values in self.columns.items()}
+        for part in self.surface.numbers:
+            base[part.column.name] = flat[:, part.position] * part.unit
+        variants = [(group, code) for group in self.surface.categories for code in group.allowed]
+        stacked = {name: torch.cat([values] * (1 + len(variants))) for name, values in base.items()}
+        size = len(flat)
+        for index, (group, code) in enumerate(variants, start=1):
+            stacked[group.column.name][index * size : (index + 1) * size] = code
+        logits = self.module(stacked).view(1 + len(variants), size, -1)
+        answer = logits[0]
+        for index, (group, code) in enumerate(variants, start=1):
+            answer = answer + flat[:, group.start + code, None] * (logits[index] - logits[0])
+        return answer

@@ -1,0 +1,23 @@
+"""Which function runs a kind of check. Leaves to others: everything else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from mlops.evaluation.checks import artefact, evasion, fairness, membership, quality
+from mlops.evaluation.hearing import Hearing
+from mlops.evaluation.verdicts import Findings
+
+CHECKS: dict[str, Callable[[Any, Hearing], Findings]] = {
+    "loss": quality.check_loss,
+    "accuracy": quality.check_accuracy,
+    "auc": quality.check_auc,
+    "calibration": quality.check_calibration,
+    "selection-rate-gap": fairness.check_gap,
+    "equalized-odds-gap": fairness.check_gap,
+    "equal-opportunity-gap": fairness.check_gap,
+    "evasion": evasion.check_evasion,
+    "membership": membership.check_membership,
+    "parity": artefact.check_parity,
+}

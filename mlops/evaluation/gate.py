@@ -1,0 +1,227 @@
+"""The gate: START HERE. Hear every check of the policy, each within its time, then decide on all evidence at once.
+
+Leaves to others: the checks (checks/), the rule of decision (decisions.py), pages for people (report.py).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlops.clock import SECOND_US, Clock
+from mlops.evaluation.checks.table import CHECKS
+from mlops.evaluation.decisions import combine_verdicts, decide_claims, explain_verdict
+from mlops.evaluation.hearing import Hearing
+from mlops.evaluation.judged import JudgedModel, load_judged
+from mlops.evaluation.plain_reference import price_fairness
+from mlops.evaluation.policy import AnyRule, Policy
+from mlops.evaluation.rows import rows_of_table
+from mlops.evaluation.verdicts import CheckResult, Findings, GateResult, JudgedClaim, NotEvaluableError, Verdict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mlops.datasets.schema import Schema
+    from mlops.training.candidate import Candidate
+
+CHECKS_AT_ONCE = 2
+
+
+@dataclass(frozen=True)
+class GateRequest:
+    """What is judged, by which policy, on which rows."""
+
+    candidate: Candidate
+    policy: Policy
+    schema: Schema
+    test: pa.Table
+    """Rows that no training saw."""
+    train: pa.Table
+    """Rows of the training split, for membership inference."""
+    clock: Clock
+    champion: Candidate | None = None
+    """The version in production, if there is one."""
+    seed: int = 0
+    project_checks_folder: Path | None = None
+    incidents_folder: Path | None = None
+    dataset_digest: str | None = None
+    """Manifest digest of the rows; a candidate trained on another version is not evaluable."""
+    checks_at_once: int = CHECKS_AT_ONCE
+    on_finished: Callable[[str, float], None] = lambda name, seconds: None
+    """Called with each check's name and seconds, for progress."""
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What came of one check before any decision."""
+
+    findings: Findings
+    code: str
+    text: str
+    seconds: float
+
+
+def run_gate(request: GateRequest) -> GateResult:
+    """Judge a candidate.
+
+    The result is a function of the request's values: neither the order of rows, nor the number of checks at once, nor
+    the time of day changes it.
+    """
+    hearing = open_hearing(request)
+    heard = hear_checks(
+        request.policy.checks,
+        hear=lambda rule: CHECKS[rule.kind](rule, hearing),
+        clock=request.clock,
+        checks_at_once=request.checks_at_once,
+        on_finished=request.on_finished,
+    )
+    return GateResult(
+        product=request.policy.product,
+        candidate=request.candidate.digest,
+        policy=request.policy.digest,
+        inputs=_input_digests(request, hearing),
+        settings={
+            "alpha": request.policy.alpha,
+            "seed": request.seed,
+            "rows": {"test": request.test.num_rows, "train": request.train.num_rows},
+        },
+        checks=decide_checks(request.policy, heard),
+        context=_context(hearing),
+    )
+
+
+def open_hearing(request: GateRequest) -> Hearing:
+    """Lay the candidate, its champion and the rows before the gate; nothing is loaded yet."""
+    champion = request.champion
+
+    def load_champion() -> JudgedModel:
+        assert champion is not None
+        return load_judged(champion)
+
+    return Hearing(
+        policy=request.policy,
+        load_model=lambda: load_judged(request.candidate),
+        load_test=lambda: rows_of_table(request.test, schema=request.schema),
+        load_train=lambda: rows_of_table(request.train, schema=request.schema),
+        load_champion=None if champion is None else load_champion,
+        classes=tuple(request.schema.label.categories or ()),
+        dataset_digest=request.dataset_digest,
+        seed=request.seed,
+    )
+
+
+def hear_checks(
+    rules: tuple[AnyRule, ...],
+    *,
+    hear: Callable[[AnyRule], Findings],
+    clock: Clock,
+    checks_at_once: int,
+    on_finished: Callable[[str, float], None] = lambda name, seconds: None,
+) -> dict[str, _Heard]:
+    """Run checks side by side; one that crashes or takes too long hurts no other."""
+    with ThreadPoolExecutor(max_workers=checks_at_once, thread_name_prefix="check") as pool:
+        futures: dict[str, Future[_Heard]] = {
+            rule.name: pool.submit(_hear_one, rule, hear, clock, on_finished) for rule in rules
+        }
+        return {name: future.result() for name, future in futures.items()}
+
+
+def _hear_one(
+    rule: AnyRule, hear: Callable[[AnyRule], Findings], clock: Clock, on_finished: Callable[[str, float], None]
+) -> _Heard:
+    """One check in a thread of its own, which is left behind when the time is over (Python cannot end a thread)."""
+    started_us = clock.monotonic_us()
+    found: list[_Heard] = []
+
+    def work() -> None:
+        try:
+            findings, code, text = hear(rule), "", ""
+        except NotEvaluableError as error:
+            findings, code, text = Findings(()), error.code, error.text
+        except Exception as error:
+            findings, code, text = Findings(()), "crashed", f"the check crashed: {type(error).__name__}: {error}"
+        found.append(_Heard(findings, code, text, seconds=0.0))
+
+    thread = threading.Thread(target=work, name=f"check-{rule.name}", daemon=True)
+    thread.start()
+    thread.join(timeout=rule.time_limit)
+    seconds = (clock.monotonic_us() - started_us) / SECOND_US
+    on_finished(rule.name, seconds)
+    if not found:
+        return _Heard(Findings(()), "time-out", f"stopped after its limit of {rule.time_limit:g} s", seconds)
+    return _Heard(found[0].findings, found[0].code, found[0].text, seconds)
+
+
+def decide_checks(policy: Policy, heard: dict[str, _Heard]) -> tuple[CheckResult, ...]:
+    """Verdicts of all checks, from everything that was heard."""
+    evaluable = {name: one.findings for name, one in heard.items() if not one.code}
+    for name, one in list(evaluable.items()):
+        if any(_is_broken(claim.evidence) for claim in one.claims):
+            heard[name] = _Heard(
+                Findings(()), "not-finite", "the check gave NaN instead of evidence", heard[name].seconds
+            )
+            del evaluable[name]
+    blocking = frozenset(rule.name for rule in policy.checks if rule.blocking)
+    judged = decide_claims(evaluable, blocking=blocking, alpha=policy.alpha)
+    return tuple(_result(rule, heard[rule.name], judged.get(rule.name)) for rule in policy.checks)
+
+
+def _is_broken(evidence: object) -> bool:
+    if evidence is None:
+        return False
+    numbers = [getattr(evidence, name) for name in ("estimate", "lower", "upper", "p_good", "p_bad")]
+    return not bool(np.isfinite(numbers).all())
+
+
+def _result(rule: AnyRule, heard: _Heard, judged: tuple[JudgedClaim, ...] | None) -> CheckResult:
+    claims: tuple[JudgedClaim, ...] = judged or ()
+    verdict, code, explanation = Verdict.UNDECIDED, heard.code, heard.text
+    if judged is not None:
+        verdict = combine_verdicts(claims)
+        code, explanation = explain_verdict(claims, verdict)
+    return CheckResult(
+        name=rule.name,
+        kind=rule.kind,
+        title=rule.title or rule.name.replace("-", " "),
+        owner=rule.owner,
+        policy_reason=rule.reason,
+        is_blocking=rule.blocking,
+        is_undecided_reported=rule.undecided == "report",
+        undecided_reason=rule.undecided_reason,
+        verdict=verdict,
+        claims=claims,
+        code=code,
+        explanation=explanation,
+        details=heard.findings.details,
+        seconds=heard.seconds,
+    )
+
+
+def _context(hearing: Hearing) -> dict[str, Any]:
+    """What readers want to know beside the verdict; what cannot be computed is left out."""
+    try:
+        price = price_fairness(hearing)
+    except Exception:
+        return {}
+    return {"price_of_fairness": price} if price else {}
+
+
+def _input_digests(request: GateRequest, hearing: Hearing) -> dict[str, str]:
+    """Digests of what was judged on, as far as it could be read."""
+    digests: dict[str, str] = {}
+    if request.dataset_digest is not None:
+        digests["manifest"] = request.dataset_digest
+    for name in ("test", "train"):
+        try:
+            digests[name] = (hearing.test if name == "test" else hearing.train).digest
+        except NotEvaluableError:
+            continue
+    if request.champion is not None:
+        digests["champion"] = request.champion.digest
+    return digests

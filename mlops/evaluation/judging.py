@@ -1,0 +1,93 @@
+"""Judging a candidate folder of a project: reads policy and rows, runs the gate, keeps the result.
+
+Leaves to others: the gate itself (gate.py), the step's record and what follows from the verdict (mlops/release.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlops.clock import Clock
+from mlops.datasets.version import load_dataset_version, read_split
+from mlops.errors import ProjectError
+from mlops.evaluation.gate import GateRequest, run_gate
+from mlops.evaluation.policy import Policy, load_policy
+from mlops.evaluation.store import keep_result
+from mlops.evaluation.verdicts import GateResult
+from mlops.places import Places
+from mlops.training.candidate import Candidate, load_candidate
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict and where its evidence lies."""
+
+    result: GateResult
+    folder: Path
+    """Holds gate.json and gate.html."""
+
+
+def prepare_request(
+    places: Places,
+    candidate_folder: Path,
+    *,
+    clock: Clock,
+    champion_folder: Path | None = None,
+    policy_file: Path | None = None,
+    seed: int = 0,
+) -> GateRequest:
+    """Everything the gate needs, read from the project.
+
+    Raises:
+        TrainingError: Not a candidate folder.
+        ProjectError: No policy, or a wrong one, or one of another product.
+        DatasetError: The rows cannot be read.
+    """
+    candidate = load_candidate(candidate_folder)
+    policy = _load_policy_of(candidate, policy_file or places.policy_file(candidate.product))
+    version = load_dataset_version(places, candidate.contract.dataset.name)
+    return GateRequest(
+        candidate=candidate,
+        policy=policy,
+        schema=version.schema,
+        test=read_split(version, "test"),
+        train=read_split(version, "train"),
+        clock=clock,
+        champion=None if champion_folder is None else load_candidate(champion_folder),
+        seed=seed,
+        project_checks_folder=places.root / "evaluation" / "checks",
+        incidents_folder=places.root / "evaluation" / "incidents",
+        dataset_digest=version.digest,
+    )
+
+
+def judge_candidate(places: Places, request: GateRequest) -> Judgement:
+    """Run the gate and keep what it says."""
+    result = run_gate(request)
+    return Judgement(result=result, folder=keep_result(places, result, judged_us=request.clock.now_us()))
+
+
+def _load_policy_of(candidate: Candidate, path: Path) -> Policy:
+    policy = load_policy(path)
+    if policy.product != candidate.product:
+        raise ProjectError(
+            f"{path} is the policy of {policy.product!r}, the candidate is of {candidate.product!r}",
+            hint="a product's policy is evaluation/<product>.yaml",
+        )
+    return policy
+
+
+def find_newest_candidate(places: Places, *, product: str) -> Path:
+    """The candidate folder of a product that was exported last.
+
+    Raises:
+        ProjectError: There is none.
+    """
+    folders = sorted(places.candidates.glob("[0-9a-f]*"), key=lambda folder: folder.stat().st_mtime_ns, reverse=True)
+    for folder in folders:
+        if (folder / "contract.json").is_file() and load_candidate(folder).product == product:
+            return folder
+    raise ProjectError(
+        f"there is no candidate of {product!r} in {places.candidates}", hint=f"make one with `mlops release {product}`"
+    )

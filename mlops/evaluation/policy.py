@@ -1,0 +1,202 @@
+"""The gate policy `evaluation/<product>.yaml`: checks with thresholds, written reasons and owners.
+
+Leaves to others: measuring (checks/), deciding (decisions.py), and project checks' own code (evaluation/checks/).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from mlops.provenance.digest import digest_json
+from mlops.specs import Spec, load_spec
+from mlops.units import Duration
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
+Sentence = Annotated[str, StringConstraints(min_length=15, strip_whitespace=True)]
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class Rule(Spec):
+    """What every check of a policy states."""
+
+    name: Name
+    title: str = ""
+    owner: str = Field(min_length=1)
+    """Who answers for the threshold."""
+    reason: Sentence
+    """Why the threshold is where it is."""
+    blocking: bool = True
+    """False: advisory, shown and never stopping."""
+    undecided: Literal["block", "report"] = "block"
+    undecided_reason: str = ""
+    """Why an UNDECIDED may go through; required with `undecided: report`."""
+    time_limit: Duration = 60.0
+    """After it the check is UNDECIDED (time-out)."""
+
+    @model_validator(mode="after")
+    def _says_why(self) -> Self:
+        if (self.undecided == "report") != (len(self.undecided_reason) >= 15):
+            raise ValueError("`undecided: report` needs an `undecided_reason` of a sentence, and only it has one")
+        return self
+
+
+class SlicedRule(Rule):
+    """A rule that may be asked of every group of some attributes and their intersections."""
+
+    by: tuple[str, ...] = ()
+    """Columns; empty is overall."""
+
+
+class LossRule(SlicedRule):
+    """Mean log loss at most `maximum`."""
+
+    kind: Literal["loss"]
+    maximum: float = Field(gt=0)
+
+
+class AccuracyRule(SlicedRule):
+    """Share of right answers at least `minimum`."""
+
+    kind: Literal["accuracy"]
+    minimum: Rate
+    target: Rate | None = None
+    """What the team aims for; shown, not judged."""
+
+
+class AucRule(SlicedRule):
+    """Area under the ROC curve of the favourable class at least `minimum`."""
+
+    kind: Literal["auc"]
+    minimum: Rate
+
+
+class CalibrationRule(SlicedRule):
+    """In each of `bins` equally filled bins the observed rate is within `maximum` of the mean prediction."""
+
+    kind: Literal["calibration"]
+    maximum: Rate
+    bins: int = Field(default=10, ge=2, le=50)
+
+
+class GapRule(Rule):
+    """Largest difference between groups at most `maximum`."""
+
+    kind: Literal["selection-rate-gap", "equalized-odds-gap", "equal-opportunity-gap"]
+    by: tuple[str, ...] = Field(min_length=1)
+    maximum: Rate
+    within: tuple[str, ...] = ()
+    """Control columns: the gap is asked within each of their groups."""
+    minimum_denominator: int = Field(default=10, ge=1)
+    """Smaller cells are listed and not tested; while there are any, the check cannot pass."""
+
+
+class Change(Spec):
+    """What a person could change of one column."""
+
+    column: str
+    up: float = Field(default=0, ge=0)
+    """Largest rise of a number."""
+    down: float = Field(default=0, ge=0)
+    """Largest fall of a number."""
+    to: Literal["any"] | tuple[str, ...] = ()
+    """Categories that can be claimed instead."""
+
+    @model_validator(mode="after")
+    def _changes_something(self) -> Self:
+        if not (self.up or self.down or self.to):
+            raise ValueError("gives nothing to change: set `up`, `down` or `to`")
+        return self
+
+
+class EvasionRule(Rule):
+    """Share of rows that are answered rightly and stay so under the worst feasible attack, at least `minimum`."""
+
+    kind: Literal["evasion"]
+    minimum: Rate
+    attacks: tuple[Literal["fgsm", "pgd", "pgd-restarts", "apgd-ce", "apgd-dlr", "random-search"], ...] = Field(
+        min_length=1
+    )
+    changes: tuple[Change, ...] = Field(min_length=1)
+    rows: int = Field(default=1000, ge=50)
+    """Seeded sample of the test rows."""
+    steps: int = Field(default=20, ge=1, le=200)
+
+
+class MembershipRule(Rule):
+    """An attacker who knows a row cannot tell whether it was trained on."""
+
+    kind: Literal["membership"]
+    maximum_auc: float = Field(ge=0.5, le=1)
+    maximum_tpr: Rate
+    """Of true positives at `at_fpr` false positives."""
+    at_fpr: float = Field(default=0.01, gt=0, lt=0.5)
+    rows: int = Field(default=6000, ge=200)
+    """Members, and as many non-members (fewer when the splits are smaller)."""
+
+
+class ParityRule(Rule):
+    """The exported model answers like the torch module on the gate's rows."""
+
+    kind: Literal["parity"]
+    maximum: float = Field(gt=0)
+
+
+class LatencyRule(Rule):
+    """The exported model answers one row fast enough and is small enough; measured, so not part of the digest."""
+
+    kind: Literal["budget"]
+    maximum_milliseconds: float = Field(gt=0)
+    """95th percentile of single-row answers on one thread."""
+    maximum_megabytes: float = Field(gt=0)
+
+
+AnyRule = Annotated[
+    LossRule
+    | AccuracyRule
+    | AucRule
+    | CalibrationRule
+    | GapRule
+    | EvasionRule
+    | MembershipRule
+    | ParityRule
+    | LatencyRule,
+    Field(discriminator="kind"),
+]
+
+
+class Policy(Spec):
+    """Everything a policy file says."""
+
+    version: Literal[1]
+    product: str
+    favourable_class: str
+    """The answer that people want: `>50K`."""
+    alpha: float = Field(default=0.05, gt=0, le=0.2)
+    """Error rate of each PASS and of any FAIL."""
+    checks: tuple[AnyRule, ...] = ()
+    """May be empty only in the sense that such a policy never passes anything."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [rule.name for rule in self.checks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"checks named twice: {', '.join(twice)}")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of the meaning of the file: comments and line breaks do not count."""
+        return digest_json(self.model_dump(mode="json"))
+
+
+def load_policy(path: Path) -> Policy:
+    """Read a policy file.
+
+    Raises:
+        ProjectError: Absent or wrong; all problems at once.
+    """
+    return load_spec(path, Policy)

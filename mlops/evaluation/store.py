@@ -1,0 +1,57 @@
+"""Keeping gate results: `.mlops/evidence/<hex>/gate.json` and `gate.html`, found again by digest or product.
+
+Leaves to others: the signed record of the step (mlops/release.py) and copies in MLflow (mlops/registry).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlops.clock import render_time
+from mlops.errors import EvaluationError
+from mlops.evaluation.report import render_report
+from mlops.evaluation.verdicts import GateResult
+from mlops.files import write_atomically
+from mlops.places import Places
+from mlops.provenance.digest import digest_json, hex_of
+
+
+def keep_result(places: Places, result: GateResult, *, judged_us: int) -> Path:
+    """Write JSON and page; returns their folder, named by the result's digest."""
+    folder = places.evidence / hex_of(result.digest)
+    content = {**result.to_json(), "judged_at": render_time(judged_us), "judged_us": judged_us}
+    write_atomically(folder / "gate.html", render_report(result, judged_at=render_time(judged_us)))
+    write_atomically(folder / "gate.json", json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    return folder
+
+
+def load_kept(folder: Path) -> dict[str, Any]:
+    """The JSON of a kept result.
+
+    Raises:
+        EvaluationError: Absent, or changed after it was written.
+    """
+    path = folder / "gate.json"
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EvaluationError(f"{path} cannot be read: {error}", hint="run the gate again") from error
+    aside = {"digest", "seconds", "judged_at", "judged_us", "measured"}
+    found = digest_json({key: value for key, value in content.items() if key not in aside})
+    if found != content.get("digest"):
+        raise EvaluationError(
+            f"{path} was changed after the gate wrote it: its content is {found[7:19]}", hint="run the gate again"
+        )
+    return content
+
+
+def find_newest(places: Places, *, product: str) -> Path | None:
+    """Folder of the product's newest result."""
+    found: list[tuple[int, Path]] = []
+    for path in places.evidence.glob("*/gate.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.get("product") == product:
+            found.append((int(content.get("judged_us", 0)), path.parent))
+    return max(found, default=(0, None))[1]
