@@ -94,8 +94,9 @@ def groups_of_rows(rows: pa.Table, *, groups: int) -> np.ndarray:
 class GroupSpool:
     """Typed rows on disk by isolation group, between reading raw files and writing shards."""
 
-    def __init__(self, folder: Path, schema: Schema) -> None:
+    def __init__(self, folder: Path, schema: Schema, *, open_files: int = MAXIMUM_OPEN_SPOOLS) -> None:
         self._folder = folder
+        self._open_files = open_files
         self._schema = schema
         self._arrow_schema = arrow_schema(schema.columns)
         self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
@@ -133,7 +134,7 @@ class GroupSpool:
 
     def _writer(self, group: int) -> pa.ipc.RecordBatchStreamWriter:
         if group not in self._writers:
-            if len(self._writers) >= MAXIMUM_OPEN_SPOOLS:
+            if len(self._writers) >= self._open_files:
                 self._close_writers()
             part = self._parts.get(group, 0)
             self._parts[group] = part + 1

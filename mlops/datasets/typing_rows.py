@@ -20,6 +20,7 @@ from mlops.datasets.subjects import HASH_BYTES, hash_subjects
 from mlops.errors import DatasetError
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_LARGEST = float(np.finfo(np.float32).max)
 EXAMPLES = 3
 
 
@@ -132,9 +133,12 @@ def _type_number(texts: pa.Array, column: RecipeColumn, violations: Violations) 
 def _parse_numbers(texts: pa.Array, column: RecipeColumn, violations: Violations) -> np.ndarray:
     """float64 values; NaN where a value was counted as a violation."""
     try:
-        return np.asarray(pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False)).astype(np.float64)
+        numbers = np.array(pc.cast(texts, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+        if bool((np.abs(numbers) <= _LARGEST).all()):
+            return numbers
     except pa.ArrowInvalid:
-        pass  # some value is no number: find out which
+        pass
+    # Some value is no number, or is spelled nan or inf, or is too large: find out which.
     is_missing = pc.equal(texts, "").to_numpy(zero_copy_only=False)
     is_number = pc.match_substring_regex(texts, _NUMBER).to_numpy(zero_copy_only=False)
     if column.fill is None:
@@ -143,7 +147,8 @@ def _parse_numbers(texts: pa.Array, column: RecipeColumn, violations: Violations
     strangers = pc.unique(texts.filter(pa.array(is_wrong))).to_pylist()
     violations.add(column.name, "are not numbers", count=int(is_wrong.sum()), examples=sorted(strangers))
     safe = pc.if_else(pa.array(is_number), texts, "nan")
-    numbers = np.array(pc.cast(safe, pa.float64()).to_numpy(zero_copy_only=False))
+    numbers = np.array(pc.cast(safe, pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+    violations.add(column.name, "are too large for float32", count=int((np.abs(numbers) > _LARGEST).sum()))
     if column.fill is not None:
         numbers[is_missing] = column.fill
     return numbers

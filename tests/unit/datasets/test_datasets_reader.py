@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from mlops.datasets.reader import ShardReader
+from mlops.datasets.version import read_split
+from mlops.errors import DatasetError
+
+RUN = {"batch_size": 16, "seed": 3, "epoch": 1}
+
+
+def read(version, folder, *, split="train", rank=0, world_size=1, window_rows=64, **options):
+    reader = ShardReader(version, folder, window_rows=window_rows)
+    return list(reader.batches(split, rank=rank, world_size=world_size, **{**RUN, **options}))
+
+
+def test_every_row_comes_once_with_its_own_values(version, tmp_path):
+    batches = read(version, tmp_path / "cache")
+    table = read_split(version, "train")
+    rows = torch.cat([batch.rows for batch in batches])
+    assert sorted(rows.tolist()) == list(range(table.num_rows))
+    assert torch.cat([batch.positions for batch in batches]).tolist() == list(range(table.num_rows))
+    for name in ("age", "plan"):
+        expected = torch.tensor(table.column(name).to_numpy())[rows]
+        assert torch.equal(torch.cat([batch.features[name] for batch in batches]), expected)
+    assert torch.equal(
+        torch.cat([batch.label for batch in batches]), torch.tensor(table.column("left").to_numpy())[rows]
+    )
+    assert batches[0].sensitive["region"].dtype == torch.int64
+    assert batches[0].features["age"].dtype == torch.float32
+    assert batches[0].weight is None
+
+
+def test_ranks_together_see_each_global_batch_and_none_starves(version, tmp_path):
+    whole = read(version, tmp_path / "cache")
+    for world_size in (2, 4, 8, 16):
+        parts = [read(version, tmp_path / "cache", rank=rank, world_size=world_size) for rank in range(world_size)]
+        assert {len(part) for part in parts} == {len(whole)}
+        for step, batch in enumerate(whole):
+            together = torch.cat([part[step].positions for part in parts]).sort()
+            rows = torch.cat([part[step].rows for part in parts])[together.indices]
+            assert torch.equal(rows, batch.rows)
+            assert min(len(part[step].rows) for part in parts) >= 1
+
+
+def test_resuming_gives_the_rest(version, tmp_path):
+    whole = read(version, tmp_path / "cache")
+    for step in range(len(whole) + 1):
+        rest = read(version, tmp_path / "cache", start_step=step)
+        assert [batch.rows.tolist() for batch in rest] == [batch.rows.tolist() for batch in whole[step:]]
+
+
+def test_the_order_does_not_depend_on_the_window_held_before(version, tmp_path):
+    reader = ShardReader(version, tmp_path / "cache", window_rows=64)
+    list(reader.batches("test", rank=0, world_size=1, **RUN))
+    again = list(reader.batches("train", rank=0, world_size=1, **RUN))
+    fresh = read(version, tmp_path / "cache")
+    assert [batch.rows.tolist() for batch in again] == [batch.rows.tolist() for batch in fresh]
+
+
+def test_once_cached_a_shard_is_not_read_from_the_store(version, tmp_path, moved):
+    first = read(version, tmp_path / "cache")
+    second = read(moved(version, tmp_path / "nowhere"), tmp_path / "cache")
+    assert torch.equal(first[0].rows, second[0].rows)
+
+
+def test_ignored_columns_and_subjects_never_reach_the_cache(people, tmp_path, stored):
+    people.recipe["columns"].append({"name": "note", "from": "age", "kind": "number", "roles": ["ignored"]})
+    version = stored(people.write().build(tmp_path / "b"), tmp_path / "objects")
+    read(version, tmp_path / "cache")
+    for path in (tmp_path / "cache").rglob("*.arrow"):
+        assert b"note" not in path.read_bytes() and b"subject" not in path.read_bytes()
+
+
+def test_a_world_size_that_does_not_divide_the_batch_is_refused_at_once(version, tmp_path):
+    with pytest.raises(DatasetError, match="cannot be shared equally"):
+        ShardReader(version, tmp_path).batches("train", rank=0, world_size=3, **RUN)
+
+
+def test_a_tensor_column_keeps_its_shape(people, tmp_path, stored):
+    people.rows = [{**row, **{f"p{i}": str(i) for i in range(4)}} for row in people.rows]
+    people.recipe["columns"][0] = {
+        "name": "image", "kind": "tensor", "roles": ["feature"], "shape": [1, 2, 2], "from_range": [5, 9]
+    }  # fmt: skip
+    version = stored(people.write().build(tmp_path / "b"), tmp_path / "objects")
+    batch = read(version, tmp_path / "cache")[0]
+    assert batch.features["image"].shape == (16, 1, 2, 2)
+    assert torch.equal(batch.features["image"][0], torch.tensor([[[0.0, 1.0], [2.0, 3.0]]]))
