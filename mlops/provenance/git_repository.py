@@ -116,6 +116,11 @@ class GitRepository:
         arguments = ("log", "-1", "--format=%H", self.resolve(revision), "--", path)
         return run_git(self.root, *arguments).stdout.decode().strip() or None
 
+    def last_change_seconds(self, path: str) -> int | None:
+        """When a file was last committed, in seconds since the epoch; None if it never was."""
+        text = run_git(self.root, "log", "-1", "--format=%ct", "HEAD", "--", path).stdout.decode().strip()
+        return int(text) if text else None
+
     def commits_of(self, path: str) -> tuple[str, ...]:
         """Hashes of the commits that made or changed a file, newest first."""
         arguments = ("log", "--format=%H", "--diff-filter=AM", "HEAD", "--", path)

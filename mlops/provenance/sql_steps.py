@@ -103,6 +103,19 @@ def find_steps(
         yield _record(row)
 
 
+def find_newest_steps(connection: sa.Connection, *, product: str) -> dict[str, StepRecord]:
+    """Kind to the newest step of that kind of a product."""
+    newest = (
+        sa.select(steps.c.kind, sa.func.max(steps.c.finished_us).label("finished_us"))
+        .where(steps.c.product == product)
+        .group_by(steps.c.kind)
+        .subquery()
+    )
+    is_newest = sa.and_(steps.c.kind == newest.c.kind, steps.c.finished_us == newest.c.finished_us)
+    query = sa.select(steps).join(newest, is_newest).where(steps.c.product == product).order_by(steps.c.step_id)
+    return {row.kind: _record(row) for row in connection.execute(query)}
+
+
 def find_steps_of_digest(connection: sa.Connection, digest: str, *, direction: str) -> Iterator[StepRecord]:
     """Steps that have `digest` among their outputs (`out`) or inputs (`in`), newest first."""
     query = (

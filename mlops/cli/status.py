@@ -1,0 +1,22 @@
+"""`mlops status`: everything that matters, on one screen."""
+
+from __future__ import annotations
+
+import click
+
+from mlops.cli.rendering import emit_json
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def status(*, as_json: bool) -> None:
+    """Products, environments, gates, budgets, sweeps, what waits for whom, and upkeep; from the ledger alone."""
+    from mlops.overview.status import load_status  # here: --help needs none of it
+    from mlops.overview.status_text import render_status
+    from mlops.project.opening import open_project
+
+    found = load_status(open_project())
+    if as_json:
+        emit_json(found.to_json())
+    else:
+        click.echo(render_status(found))
