@@ -103,7 +103,7 @@ def fetch_debian_packages(
         apt.write_replacements(replaced)
     packages = tuple(replaced.get(package.name, package) for package in lock.packages)
     notes = tuple(
-        f"{package.name} {package.version} is gone from the mirror: took the signed current {replaced[package.name].version}"
+        f"{package.name} {package.version} is gone from the mirror: took the current {replaced[package.name].version}"
         for package in lock.packages
         if package.name in replaced
     )
@@ -172,11 +172,11 @@ class _Apt:
                         return package
                     file.unlink()
             self._run("apt-get", "download", "-q", package.name, at=folder)
-            file = next(folder.glob("*.deb"), None)
-            if file is None:
+            found = next(folder.glob("*.deb"), None)
+            if found is None:
                 raise EnvironmentFault(f"apt offers no package {package.name}", hint="check the sources of apt")
-            digest = digest_file(file)
-            store.adopt(file, digest=digest)
+            digest = digest_file(found)
+            store.adopt(found, digest=digest)
             fields = parse_control(DebFile(store.path(digest)).control())
             return DebianPackage(name=package.name, version=fields["Version"], digest=digest)
 

@@ -1,7 +1,7 @@
 """Golden requests: synthetic rows made from the contract alone, and what the judged model answers to them.
 
 The requests travel in the image (the server warms up with them). The answers do not: they are computed from the judged
-`model.onnx` when they are compared, so that the image's digest does not hang on the last bit of this machine's arithmetic.
+`model.onnx` when they are compared, so that the image's digest does not hang on the last bit of a machine's arithmetic.
 Leaves to others: asking a running image (probe.py).
 """
 

@@ -1,6 +1,6 @@
 """Writing a serving image: four layers, each taken from the layout when its inputs did not change, then one manifest.
 
-A layer's key is the digest of what goes into it and of the code that fills it; the key's record says which blob it made.
+A layer's key is the digest of what goes into it and of the code that fills it; its record says which blob it made.
 Leaves to others: filling layers (layers.py), tars (oci_tar.py), blobs and index (oci_layout.py).
 """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 from mlops.provenance.digest import canonical_json
@@ -39,9 +39,11 @@ _LEFT_OUT_OF_BASE = (
         "venv", "curses", "dbm", "sqlite3", "wsgiref", "xmlrpc", "dist-packages",
     )),
 )  # fmt: skip
-_LEFT_OUT_MODULES = ("_bz2test", "_ctypes_test", "_curses", "_curses_panel", "_dbm", "_gdbm", "_sqlite3", "_testbuffer",
-                     "_testcapi", "_testclinic", "_testimportmultiple", "_testinternalcapi", "_testmultiphase",
-                     "_tkinter", "_xxtestfuzz", "nis", "ossaudiodev", "readline", "xxlimited", "xxlimited_35")  # fmt: skip
+_LEFT_OUT_MODULES = (
+    "_bz2test", "_ctypes_test", "_curses", "_curses_panel", "_dbm", "_gdbm", "_sqlite3", "_testbuffer", "_testcapi",
+    "_testclinic", "_testimportmultiple", "_testinternalcapi", "_testmultiphase", "_tkinter", "_xxtestfuzz", "nis",
+    "ossaudiodev", "readline", "xxlimited", "xxlimited_35",
+)  # fmt: skip
 """Extension modules whose libraries are not in the image, or that only test the interpreter."""
 _KEPT_PROGRAMS = ("usr/bin/python3.11",)
 _LEFT_OUT_OF_WHEELS = (
@@ -173,7 +175,7 @@ def _system_entries() -> dict[str, Entry]:
     }
 
 
-def _zip_reader(path: Path, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _zip_reader(path: Path, name: str) -> Callable[[], bytes]:
     def read() -> bytes:
         with zipfile.ZipFile(path) as wheel:
             return wheel.read(name)

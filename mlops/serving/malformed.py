@@ -69,6 +69,7 @@ def _of_columns(good: Mapping[str, Any], *, path: str, contract: Contract) -> li
 def _of_protocol(good: Mapping[str, Any], *, path: str) -> list[MalformedRequest]:
     body = json.dumps(good).encode()
     csv = {"content-type": "text/csv"}
+    compressed = {**_JSON, "content-encoding": "gzip"}
     binary = {**_JSON, "inference-header-content-length": str(len(body) + 1)}
     return [
         MalformedRequest(name="an unknown path", method="GET", path="/v2/models/nobody"),
@@ -77,7 +78,7 @@ def _of_protocol(good: Mapping[str, Any], *, path: str) -> list[MalformedRequest
         MalformedRequest(name="GET where POST is due", method="GET", path=path),
         MalformedRequest(name="DELETE of a model", method="DELETE", path=path.removesuffix("/infer")),
         MalformedRequest(name="CSV for inference", method="POST", path=path, body=body, headers=csv),
-        MalformedRequest(name="a compressed body", method="POST", path=path, body=body, headers={**_JSON, "content-encoding": "gzip"}),
+        MalformedRequest(name="a compressed body", method="POST", path=path, body=body, headers=compressed),
         MalformedRequest(name="a JSON part longer than the body", method="POST", path=path, body=body, headers=binary),
         MalformedRequest(name="a body of nine megabytes", method="POST", path=path, body=b" " * (9 << 20)),
     ]

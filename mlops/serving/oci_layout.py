@@ -1,7 +1,7 @@
 """An OCI image layout on disk: blobs by digest, and an `index.json` that is written last.
 
 Whoever reads the index sees only images whose blobs are all there. Writers in several processes take turns.
-Leaves to others: what the blobs hold (image_build.py), registries (oci_registry.py), which images to keep (retention.py).
+Leaves to others: what blobs hold (image_build.py), registries (oci_registry.py), which images to keep (retention.py).
 """
 
 from __future__ import annotations
@@ -126,6 +126,23 @@ class ImageLayout:
     def find(self, reference: str) -> StoredImage | None:
         """The image with this reference or digest."""
         return next((image for image in self.images() if reference in (image.reference, image.digest)), None)
+
+    def is_complete(self, digest: str) -> bool:
+        """Whether an image's manifest, config and layers are all there, with their sizes."""
+        try:
+            manifest = self.read_manifest(digest)
+        except ServingError:
+            return False
+        parts = [manifest["config"], *manifest["layers"]]
+        paths = [(self.blob_path(part["digest"]), part["size"]) for part in parts]
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+    def size_of(self, digest: str) -> int:
+        """Bytes of an image's manifest, config and layers together."""
+        manifest = self.read_manifest(digest)
+        return self.blob_path(digest).stat().st_size + sum(
+            int(part["size"]) for part in (manifest["config"], *manifest["layers"])
+        )
 
     def put_image(self, manifest: Mapping[str, Any], *, reference: str, annotations: Mapping[str, str]) -> str:
         """Store a manifest and name it in the index, replacing what had that name; returns the manifest's digest.

@@ -67,7 +67,7 @@ def link_entry(target: str) -> Entry:
 
 def write_layer(entries: Mapping[str, Entry], target: IO[bytes], *, compression: Compression) -> LayerBlob:
     """Write the compressed tar of `entries` (path without leading slash → entry) to `target`."""
-    outer = _DigestingWriter(target)
+    outer: Any = _DigestingWriter(target)
     with _compressor(outer, compression) as stream:
         inner = _DigestingWriter(stream)
         for piece in _tar_pieces(entries):
@@ -141,7 +141,7 @@ class _DigestingWriter(io.RawIOBase):
         return len(piece)
 
 
-def _compressor(target: _DigestingWriter, compression: Compression) -> Any:
+def _compressor(target: Any, compression: Compression) -> Any:
     if compression == "zstd":
         # One frame, one thread: the bytes do not depend on the number of cores.
         return zstandard.ZstdCompressor(level=ZSTD_LEVEL).stream_writer(target, closefd=False)

@@ -183,7 +183,9 @@ class _Trial:
                     break
             time.sleep(0.01)
         last = self._runtime.logs(self._instance).strip().splitlines()[-3:]
-        self._complain("not-ready", f"no answer after {self._limits.start_seconds:g} s; its log ends: {' | '.join(last)}")
+        self._complain(
+            "not-ready", f"no answer after {self._limits.start_seconds:g} s; its log ends: {' | '.join(last)}"
+        )
         return False
 
     def _replay(self, golden: Sequence[GoldenRequest], answers: Sequence[dict[str, Any]]) -> None:
@@ -254,7 +256,9 @@ class _Trial:
         self.facts["latency_p50_seconds"] = round(p50, 6)
         self.facts["latency_p99_seconds"] = round(p99, 6)
         if p99 > self._limits.latency_p99_seconds:
-            self._complain("too-slow", f"99 % of single rows take up to {p99:.3f} s, {self._limits.latency_p99_seconds:g} allowed")
+            self._complain(
+                "too-slow", f"99 % of single rows take up to {p99:.3f} s, {self._limits.latency_p99_seconds:g} allowed"
+            )
 
     def _measure_memory(self) -> None:
         found = _memory_of(self._ask("GET", "/metrics").text)
@@ -294,5 +298,3 @@ def _memory_of(metrics: str) -> int | None:
         if line.startswith("process_resident_memory_bytes "):
             return int(float(line.split()[1]))
     return None
-
-

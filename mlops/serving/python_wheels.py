@@ -69,7 +69,7 @@ def parse_wheel_lock(text: str) -> tuple[LockedWheel, ...]:
 
 def render_wheel_lock(wheels: tuple[LockedWheel, ...]) -> str:
     """The lock as a file."""
-    head = "# Runtime layer of serving images: CPython 3.11, x86-64, glibc 2.28 or newer. Made by scripts of docs/serving.md.\n"
+    head = "# Runtime layer of serving images: CPython 3.11, x86-64, glibc 2.28 or newer. See docs/serving.md.\n"
     return head + "".join(f"{wheel.name}=={wheel.version} --hash={wheel.digest}\n" for wheel in wheels)
 
 

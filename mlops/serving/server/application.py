@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .contract import BadRequest
+from .contract import BadRequestError
 from .inference import parse_inference, render_inference
 from .metrics import Metrics
-from .onnx_model import LABEL, NotFinite, OnnxModel
+from .onnx_model import LABEL, NotFiniteError, OnnxModel
 from .openapi import describe_api
 from .scoring import parse_scoring, render_scoring, tensor_of
 from .settings import Settings
@@ -87,9 +87,9 @@ class Application:
         route = self._routes.get(scope["path"])
         try:
             reply = await self._answer(call, route, receive)
-        except BadRequest as error:
+        except BadRequestError as error:
             reply = _refuse(error.status, str(error))
-        except NotFinite:
+        except NotFiniteError:
             reply = _refuse(422, "the model gives no finite answer to these inputs")
         except TimeoutError:
             reply = _refuse(503, "the model did not answer in time")
@@ -128,10 +128,10 @@ class Application:
         limit = self._settings.max_body_bytes
         declared = call.headers.get(b"content-length")
         if declared is not None and int(declared) > limit:
-            raise BadRequest(f"the body is larger than {limit} bytes", status=413)
+            raise BadRequestError(f"the body is larger than {limit} bytes", status=413)
         encoding = call.headers.get(b"content-encoding", b"identity")
         if encoding != b"identity":
-            raise BadRequest("compressed bodies are not accepted", status=415)
+            raise BadRequestError("compressed bodies are not accepted", status=415)
         parts: list[bytes] = []
         size = 0
         try:
@@ -139,23 +139,23 @@ class Application:
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise BadRequest("the caller left", status=400)
+                        raise BadRequestError("the caller left", status=400)
                     part = message.get("body", b"")
                     size += len(part)
                     if size > limit:
-                        raise BadRequest(f"the body is larger than {limit} bytes", status=413)
+                        raise BadRequestError(f"the body is larger than {limit} bytes", status=413)
                     if not message.get("more_body"):
                         return b"".join((*parts, part)) if parts else part
                     parts.append(part)
         except TimeoutError:
-            raise BadRequest("the body did not arrive in time", status=408) from None
+            raise BadRequestError("the body did not arrive in time", status=408) from None
 
     async def _infer(self, call: _Call, model: OnnxModel) -> Reply:
         if call.headers.get(b"content-type", b"application/json").split(b";")[0].strip() not in _INFERENCE_TYPES:
-            raise BadRequest("the content type must be application/json or application/octet-stream", status=415)
+            raise BadRequestError("the content type must be application/json or application/octet-stream", status=415)
         length = call.headers.get(b"inference-header-content-length")
         if length is not None and not length.isdigit():
-            raise BadRequest("inference-header-content-length is not a number")
+            raise BadRequestError("inference-header-content-length is not a number")
         request = parse_inference(
             call.body,
             json_length=None if length is None else int(length),
@@ -172,7 +172,7 @@ class Application:
     async def _score(self, call: _Call, model: OnnxModel) -> Reply:
         content_type = call.headers.get(b"content-type", b"application/json").split(b";")[0].strip().decode("latin-1")
         if content_type not in ("application/json", "text/csv"):
-            raise BadRequest("the content type must be application/json or text/csv", status=415)
+            raise BadRequestError("the content type must be application/json or text/csv", status=415)
         rows, feed = parse_scoring(
             call.body, content_type=content_type, contract=model.contract, max_rows=self._settings.max_batch_rows
         )

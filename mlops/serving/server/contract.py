@@ -21,7 +21,7 @@ _NUMBERS = {int, float}
 _SHOWN_CATEGORIES = 12
 
 
-class BadRequest(Exception):
+class BadRequestError(Exception):
     """The request cannot be answered and why, for the caller.
 
     Args:
@@ -90,43 +90,43 @@ class Column:
         """Flat numbers (codes for a category) that fit this column.
 
         Raises:
-            BadRequest: A value is no number, out of range, or not whole where it must be.
+            BadRequestError: A value is no number, out of range, or not whole where it must be.
         """
         if not set(map(type, values)) <= _NUMBERS:
             wrong = next(value for value in values if type(value) not in _NUMBERS)
-            raise BadRequest(f"input {self.name!r}: {_show(wrong)} is not a number")
+            raise BadRequestError(f"input {self.name!r}: {_show(wrong)} is not a number")
         low, high = min(values), max(values)
         if not (self.low <= low and high <= self.high):  # false for NaN too
             wrong = low if not low >= self.low else high
-            raise BadRequest(f"input {self.name!r}: {_show(wrong)} is not between {self.low:g} and {self.high:g}")
+            raise BadRequestError(f"input {self.name!r}: {_show(wrong)} is not between {self.low:g} and {self.high:g}")
         if self.is_whole:
             for value in values:
                 if type(value) is float and not value.is_integer():
-                    raise BadRequest(f"input {self.name!r}: {_show(value)} is not a whole number")
+                    raise BadRequestError(f"input {self.name!r}: {_show(value)} is not a whole number")
         return values
 
     def check_array(self, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """The same for an array that came in binary.
 
         Raises:
-            BadRequest: as `check_numbers`.
+            BadRequestError: as `check_numbers`.
         """
         low, high = values.min(), values.max()  # NaN spreads to both
         if not (low >= self.low and high <= self.high):
             wrong = next(value for value in values.ravel().tolist() if not self.low <= value <= self.high)
-            raise BadRequest(f"input {self.name!r}: {_show(wrong)} is not between {self.low:g} and {self.high:g}")
+            raise BadRequestError(f"input {self.name!r}: {_show(wrong)} is not between {self.low:g} and {self.high:g}")
         if self.is_whole and values.dtype.kind == "f" and not (values == np.floor(values)).all():
-            raise BadRequest(f"input {self.name!r}: only whole numbers are accepted")
+            raise BadRequestError(f"input {self.name!r}: only whole numbers are accepted")
         return values.astype(self.dtype, copy=False)
 
     def encode(self, names: Sequence[Any]) -> list[int]:
         """Category names to codes.
 
         Raises:
-            BadRequest: A name that training never saw.
+            BadRequestError: A name that training never saw.
         """
         if self.categories is None:
-            raise BadRequest(f"input {self.name!r} takes numbers, not strings")
+            raise BadRequestError(f"input {self.name!r} takes numbers, not strings")
         codes = self.codes
         try:
             return [codes[name] for name in names]
@@ -134,13 +134,13 @@ class Column:
             wrong = next(name for name in names if not isinstance(name, str) or name not in codes)
             known = ", ".join(self.categories[:_SHOWN_CATEGORIES])
             more = ", …" if len(self.categories) > _SHOWN_CATEGORIES else ""
-            raise BadRequest(f"input {self.name!r}: {_show(wrong)} is not one of {known}{more}") from None
+            raise BadRequestError(f"input {self.name!r}: {_show(wrong)} is not one of {known}{more}") from None
 
     def check_values(self, values: list[Any]) -> list[Any]:
         """Flat values of either spelling: names of categories, or numbers.
 
         Raises:
-            BadRequest: as `encode` and `check_numbers`.
+            BadRequestError: as `encode` and `check_numbers`.
         """
         if self.categories is not None and values and type(values[0]) is str:
             return self.encode(values)
@@ -174,7 +174,7 @@ class Contract:
         """Every input is there and none besides.
 
         Raises:
-            BadRequest: Names what is missing or unknown.
+            BadRequestError: Names what is missing or unknown.
         """
         if len(given) == len(self.inputs) and all(name in self.by_name for name in given):
             return
@@ -182,7 +182,7 @@ class Contract:
         unknown = [str(name) for name in given if name not in self.by_name]
         parts = [f"missing: {', '.join(missing)}"] if missing else []
         parts += [f"unknown: {', '.join(unknown[:20])}"] if unknown else []
-        raise BadRequest(f"inputs do not match the model's ({'; '.join(parts)})")
+        raise BadRequestError(f"inputs do not match the model's ({'; '.join(parts)})")
 
 
 def load_contract(path: Path) -> Contract:
@@ -202,26 +202,26 @@ def flatten(values: Any, *, shape: Sequence[int], say: Callable[[], str]) -> lis
     """Nested lists of exactly `shape`, or an already flat list of that many values, as one flat list.
 
     Raises:
-        BadRequest: Another number of values, or ragged lists.
+        BadRequestError: Another number of values, or ragged lists.
     """
     if not isinstance(values, list):
-        raise BadRequest(f"{say()}: data must be a list")
+        raise BadRequestError(f"{say()}: data must be a list")
     flat = values
     if values and type(values[0]) is list:
         for size in shape[:-1]:
             if len(flat) != size and flat is values:
-                raise BadRequest(f"{say()}: data does not have the shape {list(shape)}")
+                raise BadRequestError(f"{say()}: data does not have the shape {list(shape)}")
             if not all(type(part) is list for part in flat):
-                raise BadRequest(f"{say()}: data is not nested evenly")
+                raise BadRequestError(f"{say()}: data is not nested evenly")
             widths = set(map(len, flat))
             if len(widths) > 1:
-                raise BadRequest(f"{say()}: data is not nested evenly")
+                raise BadRequestError(f"{say()}: data is not nested evenly")
             flat = [value for part in flat for value in part]
             if not flat or type(flat[0]) is not list:
                 break
     count = math.prod(shape)
     if len(flat) != count:
-        raise BadRequest(f"{say()}: {len(flat)} values do not fill the shape {list(shape)}")
+        raise BadRequestError(f"{say()}: {len(flat)} values do not fill the shape {list(shape)}")
     return flat
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .contract import BadRequest, Column, Contract, flatten
+from .contract import BadRequestError, Column, Contract, flatten
 from .onnx_model import LABEL, Answer, Feed
 
 _DTYPES = {
@@ -43,39 +43,39 @@ def parse_json(body: bytes) -> Any:
     """JSON without NaN, infinity or absurd nesting.
 
     Raises:
-        BadRequest: Not such JSON.
+        BadRequestError: Not such JSON.
     """
     try:
         return json.loads(body, parse_constant=_refuse_constant)
-    except BadRequest:
+    except BadRequestError:
         raise
     except (ValueError, RecursionError) as error:
-        raise BadRequest(f"the body is not JSON: {str(error)[:200]}") from None
+        raise BadRequestError(f"the body is not JSON: {str(error)[:200]}") from None
 
 
 def parse_inference(body: bytes, *, json_length: int | None, contract: Contract, max_rows: int) -> InferenceRequest:
     """A request body (JSON, followed by binary tensors when `json_length` is given).
 
     Raises:
-        BadRequest: It does not fit the protocol or the model.
+        BadRequestError: It does not fit the protocol or the model.
     """
     if json_length is not None and not 0 < json_length <= len(body):
-        raise BadRequest("inference-header-content-length is not within the body")
+        raise BadRequestError("inference-header-content-length is not within the body")
     content = parse_json(body if json_length is None else body[:json_length])
     if not isinstance(content, dict):
-        raise BadRequest("the body is not a JSON object")
+        raise BadRequestError("the body is not a JSON object")
     if not content.keys() <= _KNOWN_FIELDS:
         unknown = ", ".join(sorted(content.keys() - _KNOWN_FIELDS)[:10])
-        raise BadRequest(f"unknown field in the request: {unknown}")
+        raise BadRequestError(f"unknown field in the request: {unknown}")
     inputs = content.get("inputs")
     if not isinstance(inputs, list) or not inputs:
-        raise BadRequest("inputs must be a list of tensors")
+        raise BadRequestError("inputs must be a list of tensors")
     reader = _BinaryReader(body, at=len(body) if json_length is None else json_length)
     rows, feed = _read_inputs(inputs, contract=contract, reader=reader, max_rows=max_rows)
     reader.require_end()
     identity = content.get("id")
     if identity is not None and (not isinstance(identity, str) or len(identity) > _ID_LENGTH):
-        raise BadRequest(f"id must be a string of at most {_ID_LENGTH} characters")
+        raise BadRequestError(f"id must be a string of at most {_ID_LENGTH} characters")
     outputs, binary = _read_outputs(content, contract)
     return InferenceRequest(identity=identity, rows=rows, feed=feed, outputs=outputs, binary=binary)
 
@@ -105,7 +105,7 @@ def render_inference(
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise BadRequest(f"{name} is not a JSON number")
+    raise BadRequestError(f"{name} is not a JSON number")
 
 
 class _BinaryReader:
@@ -117,13 +117,13 @@ class _BinaryReader:
 
     def take(self, size: Any, name: str) -> bytes:
         if type(size) is not int or size < 0 or self._at + size > len(self._body):
-            raise BadRequest(f"input {name!r}: binary_data_size is not within the body")
+            raise BadRequestError(f"input {name!r}: binary_data_size is not within the body")
         self._at += size
         return self._body[self._at - size : self._at]
 
     def require_end(self) -> None:
         if self._at != len(self._body):
-            raise BadRequest(f"{len(self._body) - self._at} bytes follow the last tensor")
+            raise BadRequestError(f"{len(self._body) - self._at} bytes follow the last tensor")
 
 
 def _read_inputs(inputs: list[Any], *, contract: Contract, reader: _BinaryReader, max_rows: int) -> tuple[int, Feed]:
@@ -132,18 +132,18 @@ def _read_inputs(inputs: list[Any], *, contract: Contract, reader: _BinaryReader
     by_name = contract.by_name
     for tensor in inputs:
         if type(tensor) is not dict or type(name := tensor.get("name")) is not str:
-            raise BadRequest("each input must be an object with a name")
+            raise BadRequestError("each input must be an object with a name")
         column = by_name.get(name)
         if column is None:
             contract.require_complete([item.get("name") for item in inputs if isinstance(item, dict)])
-            raise BadRequest(f"input {name!r} is unknown")
+            raise BadRequestError(f"input {name!r} is unknown")
         if name in feed:
-            raise BadRequest(f"input {name!r} stands twice")
+            raise BadRequestError(f"input {name!r} stands twice")
         count = _read_rows(tensor.get("shape"), column)
         if rows not in (-1, count):
-            raise BadRequest(f"input {name!r} has {count} rows, another one {rows}")
+            raise BadRequestError(f"input {name!r} has {count} rows, another one {rows}")
         if not 0 < count <= max_rows:
-            raise BadRequest(f"a request has 1 to {max_rows} rows, this one {count}")
+            raise BadRequestError(f"a request has 1 to {max_rows} rows, this one {count}")
         rows = count
         feed[name] = _read_tensor(tensor, column, rows=rows, reader=reader)
     if len(feed) != len(contract.inputs):
@@ -156,9 +156,9 @@ def _read_rows(shape: Any, column: Column) -> int:
     if type(shape) is list and len(shape) == 1 and type(shape[0]) is int and not column.shape:
         return int(shape[0])
     if type(shape) is not list or not shape or not all(type(size) is int for size in shape):
-        raise BadRequest(f"input {column.name!r}: shape must be a list of whole numbers")
+        raise BadRequestError(f"input {column.name!r}: shape must be a list of whole numbers")
     if tuple(shape[1:]) != column.shape and not (not column.shape and shape[1:] == [1]):
-        raise BadRequest(f"input {column.name!r}: shape {shape} is not {['rows', *column.shape]}")
+        raise BadRequestError(f"input {column.name!r}: shape {shape} is not {['rows', *column.shape]}")
     return int(shape[0])
 
 
@@ -167,10 +167,10 @@ def _read_tensor(tensor: dict[str, Any], column: Column, *, rows: int, reader: _
     parameters = tensor.get("parameters")
     if parameters is not None:
         if type(parameters) is not dict:
-            raise BadRequest(f"input {column.name!r}: parameters must be an object")
+            raise BadRequestError(f"input {column.name!r}: parameters must be an object")
         if "binary_data_size" in parameters:
             if "data" in tensor:
-                raise BadRequest(f"input {column.name!r} has both data and binary_data_size")
+                raise BadRequestError(f"input {column.name!r} has both data and binary_data_size")
             blob = reader.take(parameters["binary_data_size"], column.name)
             return _read_binary(blob, column, rows=rows, datatype=datatype)
     data = tensor.get("data")
@@ -180,25 +180,25 @@ def _read_tensor(tensor: dict[str, Any], column: Column, *, rows: int, reader: _
     if datatype == "BYTES":
         return column.encode(data)
     if datatype not in _DTYPES:
-        raise BadRequest(f"input {column.name!r}: datatype {_clip(datatype)} is not {_accepted(column)}")
+        raise BadRequestError(f"input {column.name!r}: datatype {_clip(datatype)} is not {_accepted(column)}")
     _require_datatype(column, datatype)
     return column.check_numbers(data)
 
 
 def _require_datatype(column: Column, datatype: str) -> None:
     if column.categories is not None and datatype not in _WHOLE:
-        raise BadRequest(f"input {column.name!r}: datatype {datatype} is not {_accepted(column)}")
+        raise BadRequestError(f"input {column.name!r}: datatype {datatype} is not {_accepted(column)}")
 
 
 def _read_binary(blob: bytes, column: Column, *, rows: int, datatype: Any) -> Any:
     if datatype == "BYTES":
         return column.encode(_read_strings(blob, column, count=rows * column.width))
     if datatype not in _DTYPES:
-        raise BadRequest(f"input {column.name!r}: datatype {_clip(datatype)} is not {_accepted(column)}")
+        raise BadRequestError(f"input {column.name!r}: datatype {_clip(datatype)} is not {_accepted(column)}")
     _require_datatype(column, datatype)
     dtype = np.dtype(_DTYPES[datatype])
     if len(blob) != rows * column.width * dtype.itemsize:
-        raise BadRequest(f"input {column.name!r}: {len(blob)} bytes do not fill its shape")
+        raise BadRequestError(f"input {column.name!r}: {len(blob)} bytes do not fill its shape")
     return column.check_array(np.frombuffer(blob, dtype=dtype))
 
 
@@ -215,9 +215,9 @@ def _read_strings(blob: bytes, column: Column, *, count: int) -> list[str]:
             found.append(piece.decode())
             at += 4 + size
     except (struct.error, ValueError):
-        raise BadRequest(f"input {column.name!r}: its binary strings cannot be read") from None
+        raise BadRequestError(f"input {column.name!r}: its binary strings cannot be read") from None
     if len(found) != count:
-        raise BadRequest(f"input {column.name!r}: {len(found)} strings do not fill its shape")
+        raise BadRequestError(f"input {column.name!r}: {len(found)} strings do not fill its shape")
     return found
 
 
@@ -226,23 +226,25 @@ def _read_outputs(
 ) -> tuple[tuple[str, ...] | None, frozenset[str] | None]:
     parameters = content.get("parameters")
     if parameters is not None and type(parameters) is not dict:
-        raise BadRequest("parameters must be an object")
+        raise BadRequestError("parameters must be an object")
     is_binary = bool(parameters and parameters.get("binary_data_output"))
     asked = content.get("outputs")
     if asked is None or asked == []:
         return None, None if is_binary else frozenset()
     if type(asked) is not list:
-        raise BadRequest("outputs must be a list")
+        raise BadRequestError("outputs must be a list")
     known = {*(output.name for output in contract.outputs), LABEL}
     names: list[str] = []
     binary: set[str] = set()
     for item in asked:
         name = item.get("name") if type(item) is dict else None
         if type(name) is not str or name not in known or name in names:
-            raise BadRequest(f"output {_clip(name)} is unknown or stands twice; there are {', '.join(sorted(known))}")
+            raise BadRequestError(
+                f"output {_clip(name)} is unknown or stands twice; there are {', '.join(sorted(known))}"
+            )
         own = item.get("parameters") or {}
         if type(own) is not dict or "classification" in own:
-            raise BadRequest(f"output {name!r}: its parameters cannot be used")
+            raise BadRequestError(f"output {name!r}: its parameters cannot be used")
         names.append(name)
         if own.get("binary_data", is_binary):
             binary.add(name)

@@ -31,7 +31,7 @@ Feed = dict[str, Any]
 """Per input its checked values, flat: a list, or an array that came in binary."""
 
 
-class NotFinite(Exception):
+class NotFiniteError(Exception):
     """The model's answer holds NaN or infinity: the input is beyond what it can compute."""
 
 
@@ -101,7 +101,7 @@ class OnnxModel:
         """The model's answer; waits for the others that are here by now.
 
         Raises:
-            NotFinite: The answer is not finite.
+            NotFiniteError: The answer is not finite.
         """
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Waiting(feed, rows, future))
@@ -175,7 +175,7 @@ class OnnxModel:
         arrays = self._session.run(self._names, feed)
         for array in arrays:
             if not np.isfinite(array).all():
-                raise NotFinite
+                raise NotFiniteError
         self.runs += 1
         self.rows += rows
         classes = self.contract.classes

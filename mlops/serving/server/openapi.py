@@ -18,7 +18,7 @@ _ERROR = {
         }
     },
 }
-_REFUSALS = {status: _ERROR for status in ("400", "405", "408", "413", "415", "422", "503")}
+_REFUSALS = dict.fromkeys(("400", "405", "408", "413", "415", "422", "503"), _ERROR)
 
 
 def describe_api(models: list[OnnxModel], paths: list[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .contract import BadRequest, Column, Contract, flatten
+from .contract import BadRequestError, Column, Contract, flatten
 from .inference import parse_json
 from .onnx_model import PROBABILITIES, Answer, Feed
 
@@ -22,19 +22,16 @@ def parse_scoring(body: bytes, *, content_type: str, contract: Contract, max_row
     """Rows and columns of a scoring request.
 
     Raises:
-        BadRequest: It is in none of the formats, or does not fit the model.
+        BadRequestError: It is in none of the formats, or does not fit the model.
     """
-    if content_type == "text/csv":
-        table = _table_of_csv(body, contract)
-    else:
-        table = _table_of_json(parse_json(body))
+    table = _table_of_csv(body, contract) if content_type == "text/csv" else _table_of_json(parse_json(body))
     contract.require_complete(table)
     rows = {len(values) for values in table.values()}
     if len(rows) != 1:
-        raise BadRequest("the columns do not have the same number of rows")
+        raise BadRequestError("the columns do not have the same number of rows")
     count = rows.pop()
     if not 0 < count <= max_rows:
-        raise BadRequest(f"a request has 1 to {max_rows} rows, this one {count}")
+        raise BadRequestError(f"a request has 1 to {max_rows} rows, this one {count}")
     return count, {name: _check_column(contract.by_name[name], values) for name, values in table.items()}
 
 
@@ -46,11 +43,11 @@ def render_scoring(answer: Answer) -> bytes:
 
 def _table_of_json(content: Any) -> dict[str, list[Any]]:
     if not isinstance(content, dict):
-        raise BadRequest("the body is not a JSON object")
+        raise BadRequestError("the body is not a JSON object")
     given = [name for name in _FORMATS if name in content]
     unknown = sorted(set(content) - {*_FORMATS, "params", "signature_name"})
     if len(given) != 1 or unknown:
-        raise BadRequest(f"the body must hold exactly one of {', '.join(_FORMATS)}")
+        raise BadRequestError(f"the body must hold exactly one of {', '.join(_FORMATS)}")
     value = content[given[0]]
     if given[0] == "dataframe_split":
         return _table_of_split(value)
@@ -63,20 +60,20 @@ def _table_of_split(value: Any) -> dict[str, list[Any]]:
     columns = value.get("columns") if isinstance(value, dict) else None
     rows = value.get("data") if isinstance(value, dict) else None
     if not isinstance(columns, list) or not isinstance(rows, list):
-        raise BadRequest("dataframe_split needs columns and data")
+        raise BadRequestError("dataframe_split needs columns and data")
     if not all(isinstance(name, str) for name in columns) or len(set(columns)) != len(columns):
-        raise BadRequest("columns must be names, each standing once")
+        raise BadRequestError("columns must be names, each standing once")
     if not all(isinstance(row, list) and len(row) == len(columns) for row in rows):
-        raise BadRequest(f"each row of data must be a list of {len(columns)} values")
+        raise BadRequestError(f"each row of data must be a list of {len(columns)} values")
     return {name: [row[index] for row in rows] for index, name in enumerate(columns)}
 
 
 def _table_of_records(value: Any) -> dict[str, list[Any]]:
     if not isinstance(value, list) or not value or not all(isinstance(row, dict) for row in value):
-        raise BadRequest("rows must be a list of objects, one per row")
+        raise BadRequestError("rows must be a list of objects, one per row")
     names = value[0].keys()
     if any(row.keys() != names for row in value):
-        raise BadRequest("the rows do not all have the same fields")
+        raise BadRequestError("the rows do not all have the same fields")
     return {name: [row[name] for row in value] for name in names}
 
 
@@ -84,9 +81,9 @@ def _table_of_csv(body: bytes, contract: Contract) -> dict[str, list[Any]]:
     try:
         lines = list(csv.reader(io.StringIO(body.decode()), strict=True))
     except (ValueError, csv.Error) as error:
-        raise BadRequest(f"the body is not CSV: {str(error)[:200]}") from None
+        raise BadRequestError(f"the body is not CSV: {str(error)[:200]}") from None
     if not lines:
-        raise BadRequest("the body is empty; its first line must name the columns")
+        raise BadRequestError("the body is empty; its first line must name the columns")
     table = _table_of_split({"columns": lines[0], "data": [line for line in lines[1:] if line]})
     return {name: _parse_cells(contract.by_name.get(name), values) for name, values in table.items()}
 
@@ -97,7 +94,7 @@ def _parse_cells(column: Column | None, values: list[str]) -> list[Any]:
     try:
         return [float(value) for value in values]
     except ValueError:
-        raise BadRequest(f"input {column.name!r}: a cell is not a number") from None
+        raise BadRequestError(f"input {column.name!r}: a cell is not a number") from None
 
 
 def _check_column(column: Column, values: list[Any]) -> list[Any]:
@@ -109,7 +106,7 @@ def _check_column(column: Column, values: list[Any]) -> list[Any]:
 
 def _as_list(values: Any, name: str) -> list[Any]:
     if not isinstance(values, list):
-        raise BadRequest(f"input {str(name)[:60]!r} must be a list, one value per row")
+        raise BadRequestError(f"input {str(name)[:60]!r} must be a list, one value per row")
     return values
 
 

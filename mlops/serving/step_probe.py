@@ -1,0 +1,80 @@
+"""The release step `probe`: the image is booted and tried out; a bad one is refused, with every reason.
+
+Leaves to others: the trying (probe.py), memoisation and signing (mlops/provenance/steps.py).
+"""
+
+from __future__ import annotations
+
+from mlops.clock import Clock
+from mlops.errors import Refusal
+from mlops.files import write_atomically
+from mlops.places import Places
+from mlops.provenance.digest import canonical_json, digest_code, hex_of
+from mlops.provenance.sql_steps import StepRecord
+from mlops.provenance.steps import StepBook, StepOutcome, StepRun
+from mlops.serving.probe import ProbeRequest, ProbeResult, probe_image
+from mlops.serving.runtime import Runtime
+
+KIND = "probe"
+
+
+class _Refused(Exception):  # noqa: N818 - leaves the step without recording it
+    def __init__(self, result: ProbeResult) -> None:
+        super().__init__()
+        self.result = result
+
+
+def probe_step(
+    book: StepBook, places: Places, *, product: str, image: str, candidate: str, runtime: Runtime, clock: Clock
+) -> StepRun | Refusal:
+    """Probe once per image, candidate and runtime; a failed probe is not recorded as done.
+
+    Args:
+        book: Steps of this project.
+        places: Paths of this project.
+        product: What is served.
+        image: Digest of the image's manifest.
+        candidate: Digest of the judged candidate.
+        runtime: Boots the image.
+        clock: Time of the result.
+
+    Raises:
+        ServingError: The image or the candidate cannot be read.
+        EnvironmentFault: The runtime does not work on this machine.
+    """
+
+    def probe() -> StepOutcome:
+        folder = places.candidates / hex_of(candidate)
+        result = probe_image(
+            ProbeRequest(layout=places.images, digest=image, candidate_folder=folder, clock=clock), runtime=runtime
+        )
+        path = places.evidence / hex_of(result.digest) / "probe.json"
+        write_atomically(path, canonical_json(result.to_json()))
+        if not result.is_go:
+            raise _Refused(result)
+        facts = {
+            "summary": _summarise(result),
+            "runtime": result.runtime,
+            "verdict": result.verdict,
+            "latency_p99_seconds": result.facts["latency_p99_seconds"],
+            "report": str(path.relative_to(places.root)),
+        }
+        return StepOutcome(outputs={"probe": result.digest}, facts=facts)
+
+    def is_present(record: StepRecord) -> bool:
+        return (places.root / record.facts["report"]).is_file() and record.facts["runtime"] == runtime.name
+
+    inputs = {"image": image, "candidate": candidate, "code": digest_code("mlops.serving")}
+    try:
+        return book.run(KIND, product=product, inputs=inputs, action=probe, is_present=is_present)
+    except _Refused as refused:
+        return Refusal(reasons=refused.result.reasons)
+
+
+def _summarise(result: ProbeResult) -> str:
+    facts = result.facts
+    return (
+        f"{result.verdict} in {result.runtime}: ready in {facts['ready_seconds']:.2f} s, "
+        f"{facts['golden_requests']} golden and {facts['malformed_requests']} malformed requests, "
+        f"99 % within {facts['latency_p99_seconds'] * 1000:.1f} ms"
+    )
