@@ -43,6 +43,7 @@ deployments = sa.Table(
     sa.Column("product", sa.Text, nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("image", sa.Text, nullable=False),
+    sa.Column("candidate", sa.Text, nullable=False),
     sa.Column("share", sa.Integer, nullable=False),
     sa.Column("since_us", sa.BigInteger, nullable=False),
     sa.Column("until_us", sa.BigInteger, nullable=True),
@@ -94,6 +95,7 @@ class DeploymentRow:
     product: str
     number: int
     image: str
+    candidate: str
     share: int
     """Percent."""
     since_us: int

@@ -39,6 +39,7 @@ def upgrade(connection: sa.Connection) -> None:
         sa.Column("product", sa.Text, nullable=False),
         sa.Column("number", sa.Integer, nullable=False),
         sa.Column("image", sa.Text, nullable=False),
+        sa.Column("candidate", sa.Text, nullable=False),
         sa.Column("share", sa.Integer, nullable=False),
         sa.Column("since_us", sa.BigInteger, nullable=False),
         sa.Column("until_us", sa.BigInteger, nullable=True),

@@ -1,0 +1,142 @@
+"""Making this machine serve the desired state, in rounds, once or for good.
+
+A kill -9 anywhere is made good by the next round. One reconciler works on an environment at a time.
+Leaves to others: what happens in a round (product_round.py), and writing the state (state_keeper.py).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from mlops.deploy.environment import EnvironmentSpec
+from mlops.deploy.instance_check import GoldenSource
+from mlops.deploy.product_round import ProductOutcome, ProductRound
+from mlops.deploy.proxy_haproxy import Proxy
+from mlops.deploy.site import Site
+from mlops.deploy.slots import SlotTable
+from mlops.deploy.state_keeper import Hook, ignore_step, verify_desired
+from mlops.errors import EnvironmentFault, MlopsError, Reason, Refusal
+from mlops.serving.runtime import Runtime
+
+_MOST_ROUNDS = 5
+"""A state that changes under every round is left to the next call."""
+
+
+@dataclass(frozen=True)
+class ReconcileOutcome:
+    """How an environment came out of a call."""
+
+    environment: str
+    products: tuple[ProductOutcome, ...]
+    """One per product and round."""
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        """Every ground why what was desired when the call began is not what serves."""
+        found: list[Reason] = []
+        for product in self.products:
+            found += product.refusal.reasons if product.refusal else ()
+            found += [Reason("version-unfit", product.failure)] if product.failure else ()
+        return tuple(found)
+
+
+@dataclass(frozen=True)
+class Reconciler:
+    """Reconciles one environment on this machine."""
+
+    site: Site
+    rules: EnvironmentSpec
+    runtime: Runtime
+    golden: GoldenSource
+    say: Callable[[str], None] = lambda line: None
+    hook: Hook = ignore_step
+    tables: dict[str, SlotTable] = field(default_factory=dict)
+    """Kept between rounds of `--watch`: counts of failed checks."""
+
+    def run_once(self) -> ReconcileOutcome | Refusal:
+        """Until this machine serves the desired state; a refusal when that does not count, or another call is at work.
+
+        Raises:
+            EnvironmentFault: A tool is missing or a port is taken.
+            ServingError: The runtime or the proxy failed.
+        """
+        with reconciling(self.site, self.rules.name) as is_alone:
+            if not is_alone:
+                text = f"another `mlops deploy reconcile` works on {self.rules.name}"
+                return Refusal((Reason("reconciler-at-work", text),))
+            outcomes: list[ProductOutcome] = []
+            for _ in range(_MOST_ROUNDS):
+                state = verify_desired(self.site, self.rules.name)
+                if isinstance(state, Refusal):
+                    return state
+                found = [
+                    ProductRound(
+                        self.site,
+                        self.rules,
+                        self.table_of(release.product),
+                        state,
+                        release,
+                        golden=self.golden,
+                        say=self.say,
+                        hook=self.hook,
+                    ).converge()
+                    for release in state.products
+                ]
+                outcomes += found
+                if not any(outcome.is_outdated for outcome in found):
+                    break
+            return ReconcileOutcome(self.rules.name, tuple(outcomes))
+
+    def watch(self, *, is_ending: Callable[[], bool]) -> Iterator[ReconcileOutcome | Refusal | MlopsError]:
+        """Rounds until `is_ending`; a fault of one round is yielded, not raised, and the next round tries again."""
+        while not is_ending():
+            try:
+                yield self.run_once()
+            except MlopsError as error:
+                yield error
+            self.site.clock.sleep(self.rules.health.interval)
+
+    def table_of(self, product: str) -> SlotTable:
+        """Slots of a product, the same object in every round.
+
+        Raises:
+            EnvironmentFault: The environment has no port for it.
+        """
+        if product not in self.tables:
+            self.tables[product] = make_slot_table(self.site, self.rules, product, runtime=self.runtime)
+        return self.tables[product]
+
+
+def make_slot_table(site: Site, rules: EnvironmentSpec, product: str, *, runtime: Runtime) -> SlotTable:
+    """The slots of a product in an environment.
+
+    Raises:
+        EnvironmentFault: The environment has no port for it.
+    """
+    port = rules.traffic.ports.get(product)
+    if port is None:
+        raise EnvironmentFault(
+            f"{rules.name} has no port for {product}", hint="add it to traffic.ports of the environment"
+        )
+    folder = site.product_folder(rules.name, product)
+    proxy = Proxy(folder, port, f"{product} in {rules.name}")
+    return SlotTable(folder, f"{rules.name}.{product}", runtime, proxy)
+
+
+@contextmanager
+def reconciling(site: Site, environment: str) -> Iterator[bool]:
+    """Yields whether this process is the one that reconciles; the lock vanishes with its holder."""
+    handle = os.open(site.environment_folder(environment) / "reconcile.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
