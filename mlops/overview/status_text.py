@@ -68,7 +68,8 @@ def _render_budget(line: BudgetLine) -> str:
         return f"{line.name}: {spent}, no cap of its own"
     part = (line.charged_micro_usd + line.reserved_micro_usd) / line.cap_micro_usd
     bar = "#" * min(_BAR, round(part * _BAR))
-    return f"{line.name}: [{bar:.<{_BAR}}] {part:.0%} of {render_money(line.cap_micro_usd)} a {line.period}: {spent}"
+    period = "in all" if line.period == "once" else f"a {line.period}"
+    return f"{line.name}: [{bar:.<{_BAR}}] {part:.0%} of {render_money(line.cap_micro_usd)} {period}: {spent}"
 
 
 def _render_sweep(line: SweepLine, now_us: int) -> str:

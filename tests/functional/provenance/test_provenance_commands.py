@@ -1,0 +1,106 @@
+"""`mlops keys`, `trace`, `audit`, `status`, `schedule` on a small project, through the real command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from mlops.cli.main import mlops
+from mlops.errors import MlopsError, ProjectError, ProvenanceError
+from mlops.project.opening import open_project
+from mlops.provenance.digest import digest_bytes
+from mlops.provenance.steps import StepOutcome
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for folder in ("training", "deploy/environments"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "datasets.dvc").write_text("outs: []\n")
+    (tmp_path / "training" / "income.yaml").write_text("")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    result = CliRunner().invoke(mlops, arguments)
+    if isinstance(result.exception, MlopsError):
+        raise result.exception
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.output
+    return result
+
+
+def record_one_step(root: Path) -> str:
+    project = open_project(root)
+    outcome = StepOutcome(
+        outputs={"weights": digest_bytes(b"weights")}, facts={"params": {"lr": 0.1}, "commit": "0" * 40}
+    )
+    project.step_book.run(
+        "sweep", product="income", inputs={"trainer": digest_bytes(b"trainer")}, action=lambda: outcome
+    )
+    project.ledger.close()
+    return outcome.outputs["weights"]
+
+
+def test_keys_are_made_once_entered_and_listed(root: Path) -> None:
+    made = json.loads(
+        call("keys", "init", "--person", "ada", "--email", "ada@x.org", "--machine", "m1", "--json").output
+    )
+    roles = yaml.safe_load((root / "deploy" / "roles.yaml").read_text())
+    assert roles["people"]["ada"] == {"emails": ["ada@x.org"], "roles": ["approver"], "keys": [made["keys"]["ada"]]}
+    assert roles["machines"] == {"m1": {"keys": [made["keys"]["machine"]]}}
+    again = json.loads(call("keys", "init", "--person", "ada", "--machine", "m1", "--json").output)
+    assert again == {"keys": made["keys"], "is_roles_file_changed": False}
+    listed = {row["name"]: row["in_roles"] for row in json.loads(call("keys", "list", "--json").output)}
+    assert listed == {"ada": "ada: approver", "machine": "a machine"}
+
+
+def test_a_dry_run_makes_no_key(root: Path) -> None:
+    assert "would make" in call("keys", "init", "--person", "ada", "--dry-run").output
+    assert not (root / ".mlops" / "keys").exists()
+    assert not (root / "deploy" / "roles.yaml").exists()
+
+
+def test_a_person_cannot_take_the_machines_name(root: Path) -> None:
+    with pytest.raises(ProjectError):
+        call("keys", "init", "--person", "machine")
+
+
+def test_a_trace_shows_parameters_and_ingredients(root: Path) -> None:
+    digest = record_one_step(root)
+    text = call("trace", digest).output
+    assert "params: lr=0.1" in text
+    assert f"trainer {digest_bytes(b'trainer')[:19]}" in text
+    content = json.loads(call("trace", digest, "--json").output)
+    assert content["starts"] == [digest]
+    assert content["steps"][0]["is_signed"]
+
+
+def test_an_audit_holds_and_breaks_with_exit_code_one(root: Path) -> None:
+    digest = record_one_step(root)
+    assert "the chain holds: 1 steps" in call("audit", "verify", digest).output
+    (root / ".mlops" / "keys" / "machine.pem").unlink()
+    result = call("audit", "verify", digest, "--json")
+    assert result.exit_code == 1
+    assert any("belongs to nobody" in link["text"] for link in json.loads(result.output)["links"])
+
+
+def test_an_unknown_reference_is_a_fault_with_a_hint(root: Path) -> None:
+    with pytest.raises(ProvenanceError) as caught:
+        call("trace", "income@7")
+    assert "mlops status" in caught.value.hint
+
+
+def test_the_status_of_a_new_project_says_what_to_do(root: Path) -> None:
+    assert "mlops release income" in call("status").output
+    assert json.loads(call("status", "--json").output)["products"][0]["name"] == "income"
+    assert not (root / ".mlops" / "keys").exists(), "looking makes no key"
+
+
+def test_the_schedule_is_printed_in_the_form_asked_for(root: Path) -> None:
+    assert "[Timer]" in call("schedule", "--form", "systemd").output
+    assert {job["name"] for job in json.loads(call("schedule", "--json").output)} == {"reconcile", "rebuild", "release"}

@@ -1,0 +1,89 @@
+"""The status screen from plain values."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mlops.clock import DAY_US, SECOND_US
+from mlops.overview.status import (
+    BudgetLine,
+    GateLine,
+    ProductLine,
+    ServingLine,
+    Status,
+    SweepLine,
+    days_between,
+)
+from mlops.overview.status_text import render_age, render_status
+from mlops.overview.waiting import WaitingLine
+
+NOW = 1_800_000_000 * SECOND_US
+
+
+def full_status() -> Status:
+    return Status(
+        now_us=NOW,
+        products=(
+            ProductLine(
+                "income",
+                3,
+                NOW - 2 * DAY_US,
+                "sha256:" + "0" * 64,
+                GateLine("PASS", NOW - 2 * DAY_US, "sha256:" + "1" * 64, ("gap by race",)),
+                NOW - 9 * DAY_US,
+            ),
+            ProductLine("digits", None, None, None, None, None),
+        ),
+        environments=("production", "staging"),
+        serving=(ServingLine("production", "income", 2, 100, NOW - 3_600 * SECOND_US, is_committed=True),),
+        budgets=(
+            BudgetLine("company", "month", 100_000_000, 25_000_000, 5_000_000),
+            BudgetLine("r", "once", None, 0, 0),
+        ),
+        sweeps=(SweepLine("sweep-1", "income", NOW - 60 * SECOND_US, NOW - 500 * SECOND_US, {"RUNNING": 2}),),
+        waiting=(WaitingLine("income@3 for production", "2 more approvers", "mlops approve …"),),
+        dependencies_us=NOW - 40 * DAY_US,
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "income@3  registered 2 d ago",
+        "last gate PASS 2 d ago, undecided: gap by race",
+        "digits: never released",
+        "production: income@2 since 1 h",
+        "staging: nothing serves",
+        "30% of 100.00 USD a month",
+        "no cap of its own",
+        "2 running",
+        "no driver since",
+        "income@3 for production: 2 more approvers",
+        "last good rebuild of income: 9 days ago",
+        "last good rebuild of digits: never",
+        "dependencies pinned 40 days ago",
+    ],
+)
+def test_the_screen_says(words: str) -> None:
+    assert words in render_status(full_status())
+
+
+def test_the_screen_fits_and_is_json_too() -> None:
+    assert len(render_status(full_status()).split("\n")) <= 24
+    content = json.loads(json.dumps(full_status().to_json()))
+    assert content["days_since_good_rebuild"] == {"income": 9.0, "digits": None}
+    assert content["dependencies_age_days"] == 40.0
+
+
+def test_ages_are_told_in_the_largest_unit() -> None:
+    assert [render_age(NOW - seconds * SECOND_US, NOW) for seconds in (0, 59, 60, 7200, 86400 * 3)] == [
+        "0 s ago",
+        "59 s ago",
+        "1 min ago",
+        "2 h ago",
+        "3 d ago",
+    ]
+    assert render_age(NOW + SECOND_US, NOW) == "0 s ago"
+    assert days_between(None, NOW) is None
