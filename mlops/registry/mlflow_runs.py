@@ -366,7 +366,11 @@ class _Sender:
             found = self._client.get_experiment_by_name(product)
             if found is None:
                 location = (self._artifact_root / product).as_uri() if self._artifact_root else None
-                self._experiments[product] = self._client.create_experiment(product, artifact_location=location)
+                self._experiments[product] = self._client.create_experiment(
+                    product,
+                    artifact_location=location,
+                    tags={"mlflow.experimentKind": "custom_model_development"},  # else the UI opens its page for LLMs
+                )
             else:
                 if found.lifecycle_stage == "deleted":
                     self._client.restore_experiment(found.experiment_id)
