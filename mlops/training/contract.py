@@ -10,9 +10,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from mlops.errors import TrainingError
+
+if TYPE_CHECKING:
+    from mlops.datasets.schema import Schema
 
 VERSION = 1
 Dtype = Literal["float32", "int64"]
@@ -128,6 +131,16 @@ def make_contract(
         outputs=(Output("logits", "float32", (width,)), Output("probabilities", "float32", (width,))),
         classes=tuple(classes),
         dataset=dataset,
+    )
+
+
+def contract_of_schema(schema: Schema, *, product: str, digest: str) -> Contract:
+    """The contract of a product over a dataset version: its schema and manifest digest."""
+    return make_contract(
+        product,
+        features=schema.features,
+        classes=schema.label.categories or (),
+        dataset=DatasetReference(schema.name, digest),
     )
 
 

@@ -1,0 +1,167 @@
+"""What driver and workers say to each other: plain frozen values, the same for Ray, for one process and for fakes.
+
+Leaves to others: carrying them (mlops/training/ray_group, mlops/training/local_group).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from mlops.datasets.reader import Batch
+
+
+class Answer(enum.IntEnum):
+    """What a trial does after a report."""
+
+    CONTINUE = 0
+    PRUNE = 1
+    """Stop here: it is not promising."""
+    YIELD = 2
+    """Commit a checkpoint and stop here: the machines are needed, or the lease ends."""
+
+
+@dataclass(frozen=True)
+class AttemptTask:
+    """One run of a trial, for every worker of a group."""
+
+    sweep_id: str
+    trial: int
+    attempt: int
+    params: Mapping[str, Any]
+    """The trial's parameters with the reserved ones."""
+    seed: int
+    epochs: int
+    trainer_file: str
+    trainer_digest: str
+    trial_folder: str
+    """Where checkpoints and weights go."""
+    checkpoint_epochs: int
+    required_metrics: tuple[str, ...]
+    audit_pool: int = 0
+    """Rows of the pool; 0 is none."""
+    audit_seed: int = 0
+
+
+@dataclass(frozen=True)
+class Reported:
+    """A trial finished an epoch and waits for the answer."""
+
+    group: str
+    trial: int
+    attempt: int
+    epoch: int
+    """From 0."""
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Where an attempt's time went, over the slowest worker."""
+
+    busy_us: int
+    data_wait_us: int
+    peak_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An attempt came to its end."""
+
+    group: str
+    trial: int
+    attempt: int
+    outcome: str
+    """`complete`, `pruned`, `yielded`, `failed` (the trainer's fault) or `lost` (the group's)."""
+    usage: Usage
+    weights_file: str = ""
+    weights_sha256: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A group has all its workers."""
+
+    group: str
+    device: str
+    """`cpu` or `cuda`."""
+    start_us: int
+    """How long it took."""
+
+
+@dataclass(frozen=True)
+class Gone:
+    """A group is no more: it could not start, a worker died, or its lease ran out."""
+
+    group: str
+    reason: str
+
+
+Event = Reported | Ended | Ready | Gone
+
+
+@dataclass(frozen=True)
+class GroupShape:
+    """What a worker group is made of; groups of equal shape are interchangeable."""
+
+    workers: int
+    accelerator_kind: str
+    accelerators_per_worker: float
+
+
+class BatchSource(Protocol):
+    """What a worker reads from (`mlops.datasets.reader.ShardReader` has it)."""
+
+    def batches(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        start_step: int = 0,
+        shuffle: bool = True,
+    ) -> Iterator[Batch]:
+        """This rank's part of each global batch."""
+        ...
+
+
+class Crew(Protocol):
+    """Worker groups as the driver sees them."""
+
+    def start_group(self, name: str, *, shape: GroupShape, until_us: int, start_deadline_seconds: float) -> None:
+        """Begin to place all workers or none; ends in `Ready` or `Gone`.
+
+        Workers exit by themselves at `until_us`, which is a time of the driver's monotonic clock.
+        """
+        ...
+
+    def extend(self, name: str, *, until_us: int) -> None:
+        """Move the time at which a group's workers exit, on the driver's monotonic clock."""
+        ...
+
+    def begin(self, name: str, task: AttemptTask) -> None:
+        """Run an attempt; ends in `Ended` or `Gone`."""
+        ...
+
+    def answer(self, name: str, answer: Answer) -> None:
+        """Let a trial that reported go on, or not."""
+        ...
+
+    def stop_group(self, name: str) -> None:
+        """End the workers and give the place back; returns when no worker lives."""
+        ...
+
+    def next_events(self, *, timeout_seconds: float) -> list[Event]:
+        """What happened; waits for the first."""
+        ...
+
+    def close(self) -> None:
+        """End every group."""
+        ...

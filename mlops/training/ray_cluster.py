@@ -1,0 +1,186 @@
+"""Connecting to Ray: the cluster that `RAY_ADDRESS` names, else a local one that is started on first need and reused.
+
+The local one is found by `.mlops/ray.json`, listens on 127.0.0.1 only, keeps its token inside `.mlops/` and its
+sockets in a short folder below /tmp (their paths must stay under 107 bytes).
+Leaves to others: worker groups (mlops/training/ray_group), keeping it alive (mlops/training/ray_keeper).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+import psutil
+
+from mlops.errors import EnvironmentFault
+from mlops.files import write_atomically
+from mlops.places import Places
+
+START_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class LocalRay:
+    """A local cluster that runs."""
+
+    address: str
+    pid: int
+    """Of its keeper."""
+    cpus: int
+    temporary: Path
+
+
+@contextmanager
+def connected(places: Places, *, cpus: int | None = None) -> Iterator[float]:
+    """Ray is initialised inside the block; gives the CPUs of the cluster.
+
+    Args:
+        places: The project, for the local cluster's record.
+        cpus: Logical CPUs of a local cluster that has to be started; default is what this process may use.
+
+    Raises:
+        EnvironmentFault: No cluster can be reached or started.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    with contextlib.ExitStack() as stack:
+        if not address:
+            _set_environment(places)
+            stack.enter_context(_using(places))
+            address = _find_or_start(places, cpus=cpus).address
+        import ray  # heavy, and must see the environment set above
+
+        try:
+            ray.init(address=address, namespace="mlops", log_to_driver=False, configure_logging=False)
+        except Exception as error:  # ray raises many types here
+            raise EnvironmentFault(
+                f"Ray at {address} cannot be reached: {error}",
+                hint="unset RAY_ADDRESS to use a local Ray, or check the cluster; `mlops stop` ends a local one",
+            ) from error
+        stack.callback(ray.shutdown)
+        yield float(ray.cluster_resources().get("CPU", 0.0))
+
+
+def find_local(places: Places) -> LocalRay | None:
+    """The local cluster on record, when its keeper lives."""
+    try:
+        content = json.loads(_record(places).read_text(encoding="utf-8"))
+        found = LocalRay(content["address"], content["pid"], content["cpus"], Path(content["temporary"]))
+    except (OSError, ValueError, KeyError):
+        return None
+    return found if _is_keeper(found.pid) else None
+
+
+def stop_local(places: Places, *, timeout_seconds: float = 20.0) -> bool:
+    """End the local cluster and remove its temporary folder; False when none was running."""
+    found = find_local(places)
+    _record(places).unlink(missing_ok=True)
+    if found is None:
+        return False
+    children = _descendants(found.pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(found.pid, signal.SIGTERM)
+    _, alive = psutil.wait_procs(children, timeout=timeout_seconds)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    shutil.rmtree(found.temporary, ignore_errors=True)
+    return True
+
+
+def _find_or_start(places: Places, *, cpus: int | None) -> LocalRay:
+    with filelock.FileLock(places.state / "ray.lock", timeout=START_SECONDS):
+        found = find_local(places)
+        if found is not None:
+            return found
+        return _start(places, cpus=cpus or len(os.sched_getaffinity(0)))
+
+
+def _start(places: Places, *, cpus: int) -> LocalRay:
+    digest = hashlib.sha256(str(places.root).encode()).hexdigest()[:8]
+    temporary = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp") / f"mlops-ray-{digest}"  # noqa: S108 - short path
+    shutil.rmtree(temporary, ignore_errors=True)
+    _record(places).unlink(missing_ok=True)
+    log = places.state / "ray-keeper.log"
+    command = [sys.executable, "-m", "mlops.training.ray_keeper", "--record", str(_record(places))]
+    command += ["--users", str(_users(places)), "--temporary", str(temporary), "--cpus", str(cpus)]
+    with log.open("ab") as stream:
+        keeper = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True, cwd=places.root
+        )
+    limit = time.monotonic() + START_SECONDS
+    while time.monotonic() < limit:
+        found = find_local(places)
+        if found is not None:
+            return found
+        if keeper.poll() is not None:
+            break
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(keeper.pid, signal.SIGTERM)
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+    raise EnvironmentFault(
+        "a local Ray did not start", items=tuple(last), hint=f"read {log}, or name a cluster in RAY_ADDRESS"
+    )
+
+
+@contextmanager
+def _using(places: Places) -> Iterator[None]:
+    """Hold the users file with a shared lock: the keeper sees that the cluster is needed."""
+    places.state.mkdir(parents=True, exist_ok=True)
+    with _users(places).open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_SH)
+        yield
+
+
+def _set_environment(places: Places) -> None:
+    """Ray reads these when it is imported; workers inherit those of the keeper."""
+    token = places.state / "ray-token"
+    if not token.is_file():
+        write_atomically(token, secrets.token_hex(32), mode=0o600)
+    os.environ.update(
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN_PATH=str(token),
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # despite its name: use the loopback address, and bind to it only
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_DISABLE_IMPORT_WARNING="1",
+        ORT_DISABLE_TELEMETRY="1",
+    )
+
+
+def _record(places: Places) -> Path:
+    return places.state / "ray.json"
+
+
+def _users(places: Places) -> Path:
+    return places.state / "ray.users"
+
+
+def _is_keeper(pid: int) -> bool:
+    try:
+        return "mlops.training.ray_keeper" in psutil.Process(pid).cmdline()
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return False
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []

@@ -1,0 +1,174 @@
+"""What runs inside a Ray actor: one worker of a group, its watchdog, its process group, its talk with the driver.
+
+Nothing of a trial stays here but decoded shards: model, optimizer and random state live in `run_attempt`.
+Leaves to others: the trainer's `worker` (mlops/training/worker), placing actors (mlops/training/ray_group).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops.provenance.confinement import confine
+from mlops.training.attempt import Answer, AttemptTask, BatchSource
+from mlops.training.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from mlops.training.worker import AttemptResult
+
+JOIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class WorkerSetup:
+    """What every worker of a sweep is started with."""
+
+    source: SourceRecipe
+    keys_folder: str
+    """Hidden from user code where the machine can do that."""
+
+
+class SourceRecipe:
+    """Makes the batch source inside the worker; picklable. The default reads a dataset version by `ShardReader`."""
+
+    def __init__(self, version: Any, cache_folder: str) -> None:
+        self.version = version
+        self.cache_folder = cache_folder
+
+    def open(self) -> BatchSource:
+        """The source, in the worker's process."""
+        from mlops.datasets.reader import ShardReader  # in the worker only: loads pyarrow
+
+        return ShardReader(self.version, Path(self.cache_folder))
+
+
+@dataclass(frozen=True)
+class WorkerPlace:
+    """Where a worker runs."""
+
+    node: str
+    pid: int
+    address: str
+    port: int
+    """Free on rank 0, for the rendezvous."""
+    now_us: int
+    """Its monotonic clock."""
+
+
+class WorkerActor:
+    """One worker; its methods are called by the driver from several threads."""
+
+    def __init__(self, setup: WorkerSetup, seconds_us: int) -> None:
+        self._watchdog = Watchdog(time.monotonic_ns() // 1_000 + seconds_us)
+        os.environ.update(ORT_DISABLE_TELEMETRY="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        self._keys_folder = Path(setup.keys_folder)
+        self._confined = threading.local()
+        self._confine_thread()
+        import torch  # after the environment is set; costs two seconds, once per warm worker
+
+        torch.set_num_threads(1)
+        with contextlib.suppress(RuntimeError):
+            torch.set_num_interop_threads(1)
+        self._source = setup.source.open()
+        self._reports: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
+        self._answers: queue.Queue[int] = queue.Queue()
+        self._rank, self._world_size, self._device = 0, 1, "cpu"
+
+    def describe(self) -> WorkerPlace:
+        """Where it runs, and a free port."""
+        import ray  # this process is a Ray worker
+
+        address = ray.util.get_node_ip_address()
+        with socket.socket() as probe:
+            probe.bind((address, 0))
+            port = probe.getsockname()[1]
+        return WorkerPlace(os.uname().nodename, os.getpid(), address, port, time.monotonic_ns() // 1_000)
+
+    def join(self, rendezvous: str, rank: int, world_size: int) -> str:
+        """Meet the other workers; gives the kind of device found."""
+        from datetime import timedelta
+
+        import torch
+
+        self._rank, self._world_size = rank, world_size
+        has_gpu = torch.cuda.is_available()
+        self._device = f"cuda:{torch.cuda.current_device()}" if has_gpu else "cpu"
+        if world_size > 1:
+            if "127.0.0.1" in rendezvous:
+                os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+            torch.distributed.init_process_group(
+                "nccl" if has_gpu else "gloo",
+                init_method=rendezvous,
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=JOIN_SECONDS),
+            )
+        return "cuda" if has_gpu else "cpu"
+
+    def extend(self, until_us: int) -> None:
+        """Move the deadline; the time is of this worker's monotonic clock."""
+        self._watchdog.extend(until_us)
+
+    def run(self, task: AttemptTask) -> AttemptResult:
+        """One attempt, from fresh random state."""
+        from mlops.training.worker import run_attempt
+
+        self._confine_thread()
+        self._drain()
+        try:
+            return run_attempt(
+                task,
+                source=self._source,
+                channel=self,
+                rank=self._rank,
+                world_size=self._world_size,
+                device=self._device,
+            )
+        finally:
+            self._reports.put(None)
+            gc.collect()
+            self._empty_device_cache()
+
+    def next_report(self, answer: int | None) -> tuple[int, dict[str, float]] | None:
+        """Give the answer to the last report; wait for the next one, or None at the attempt's end."""
+        if answer is not None:
+            self._answers.put(answer)
+        return self._reports.get()
+
+    def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
+        """The channel of `run_attempt`."""
+        self._reports.put((epoch, dict(metrics)))
+        return Answer(self._answers.get())
+
+    def _confine_thread(self) -> None:
+        """Hide the keys from this thread, once, and from all that it starts."""
+        if not getattr(self._confined, "is_done", False):
+            confine(hidden=self._keys_folder)
+            self._confined.is_done = True
+
+    def _drain(self) -> None:
+        for pending in (self._reports, self._answers):
+            while not pending.empty():
+                pending.get_nowait()
+
+    def _empty_device_cache(self) -> None:
+        if self._device != "cpu":
+            import torch
+
+            torch.cuda.empty_cache()
+
+
+def make_actor_class() -> Any:
+    """The Ray actor class of a worker."""
+    import ray
+
+    return ray.remote(WorkerActor)

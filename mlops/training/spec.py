@@ -1,0 +1,248 @@
+"""The sweep spec `training/<product>.yaml`: search space, sampler, pruner, trials, machines, objective, budget.
+
+Leaves to others: the budget tree (mlops/budgets), what the samplers do (mlops/training/optuna_search).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+
+from mlops.errors import ProjectError
+from mlops.specs import Spec, load_spec
+from mlops.training.trainer import RESERVED, TrainerText, compare_parameters, read_trainer
+from mlops.units import Accelerators, Duration, Money
+
+ParameterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+Value = bool | int | float | str
+SamplerName = Literal["random", "grid", "tpe", "cmaes", "gp", "nsga2", "qmc"]
+PrunerName = Literal["none", "median", "percentile", "successive_halving", "hyperband"]
+
+
+class _Dimension(Spec):
+    when: dict[ParameterName, Value] | None = None
+    """Only searched where earlier parameters have these values."""
+
+
+class FloatRange(_Dimension):
+    """A real number; `log` searches its logarithm."""
+
+    low: float
+    high: float
+    kind: Literal["float"] = "float"
+    log: bool = False
+    step: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_width(self) -> Self:
+        _require_range(self.low, self.high, log=self.log)
+        if self.log and self.step is not None:
+            raise ValueError("`log` and `step` exclude each other")
+        return self
+
+
+class IntRange(_Dimension):
+    """A whole number."""
+
+    kind: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+    step: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _has_width(self) -> Self:
+        _require_range(self.low, self.high, log=self.log)
+        return self
+
+
+class Choice(_Dimension):
+    """One of some values."""
+
+    choices: tuple[Value, ...] = Field(min_length=1)
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, Spec):
+        return {IntRange: "int", Choice: "choice"}.get(type(value), "float")
+    content = value if isinstance(value, dict) else {}
+    return "choice" if "choices" in content else str(content.get("kind", "float"))
+
+
+Dimension = Annotated[
+    Annotated[IntRange, Tag("int")] | Annotated[Choice, Tag("choice")] | Annotated[FloatRange, Tag("float")],
+    Discriminator(_kind_of),
+]
+"""`{low, high}`, `{kind: int, low, high}` or `{choices: […]}`."""
+
+
+class Objective(Spec):
+    """What is searched for."""
+
+    metric: MetricName
+    direction: Literal["minimize", "maximize"] = "minimize"
+
+
+class Constraint(Spec):
+    """A winner's metric must be at most, or at least, this."""
+
+    metric: MetricName
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _has_bound(self) -> Self:
+        if (self.at_most is None) == (self.at_least is None):
+            raise ValueError("give exactly one of `at_most` and `at_least`")
+        return self
+
+    def violation(self, metrics: dict[str, float]) -> float:
+        """How far on the wrong side; at most 0 is satisfied. A metric that was not reported is infinitely far."""
+        value = metrics.get(self.metric, math.nan)
+        if math.isnan(value):
+            return math.inf
+        return value - self.at_most if self.at_most is not None else float(self.at_least or 0.0) - value
+
+
+class Pruner(Spec):
+    """Which trials are stopped before their last epoch."""
+
+    name: PrunerName = "none"
+    warmup_epochs: int = Field(default=1, ge=0)
+    warmup_trials: int = Field(default=4, ge=1)
+    percentile: float = Field(default=50.0, gt=0, lt=100)
+    reduction_factor: int = Field(default=3, ge=2)
+
+
+class StopEarly(Spec):
+    """When the whole sweep ends before its last trial; trials that run are finished."""
+
+    target: float | None = None
+    """The objective of a trial that satisfies the constraints is at least this good."""
+    plateau_trials: int | None = Field(default=None, ge=1)
+    """So many trials in a row brought nothing better."""
+    deadline: Duration | None = None
+    spend: Money | None = None
+
+
+class SweepSpec(Spec):
+    """Everything a sweep needs to know; see docs/sweeps.md."""
+
+    version: Literal[1]
+    product: str
+    dataset: str
+    budget: str
+    objective: Objective | tuple[Objective, ...]
+    """Several objectives need the sampler nsga2; the winner is chosen by the first."""
+    constraints: tuple[Constraint, ...] = ()
+    space: dict[ParameterName, Dimension] = Field(min_length=1)
+    fixed: dict[ParameterName, Value] = Field(default_factory=dict)
+    first: tuple[dict[ParameterName, Value], ...] = ()
+    """Points of the space that are tried first, for instance the winner of an earlier sweep."""
+    trials: int = Field(ge=1, le=1_000_000)
+    epochs: int = Field(ge=1)
+    seed: int = Field(default=0, ge=0)
+    sampler: SamplerName = "tpe"
+    pruner: Pruner = Pruner()
+    workers: int = Field(default=2, ge=1)
+    """Data-parallel workers of one trial."""
+    accelerators: Accelerators = Accelerators("cpu", 0.5)
+    """Of each worker."""
+    groups: int = Field(default=2, ge=1)
+    """Worker groups, which is trials at the same time."""
+    lag: int | None = Field(default=None, ge=1)
+    """Proposal n sees the results of trials up to n - lag, whichever ended first; default twice the groups, minus 1."""
+    lease_window: Duration = 60.0
+    grace: Duration = 5.0
+    checkpoint_time: Duration = 5.0
+    idle: Duration = 30.0
+    """A group without work gives its lease back after this."""
+    start_deadline: Duration = 120.0
+    silence: Duration = 600.0
+    """A worker group that reports nothing for so long is taken as hung, ended and started again."""
+    max_failures: int = Field(default=2, ge=0)
+    """So often a trial is repeated after its group died; an error of the trainer is not repeated."""
+    checkpoint_epochs: int = Field(default=1, ge=1)
+    audit_pool: int = Field(default=0, ge=0)
+    """Training rows that each trial includes with probability 1/2, for the gate's privacy audit."""
+    stop: StopEarly = StopEarly()
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """All objectives; the first decides."""
+        return self.objective if isinstance(self.objective, tuple) else (self.objective,)
+
+    @property
+    def used_lag(self) -> int:
+        """`lag`, or its default."""
+        return self.lag if self.lag is not None else 2 * self.groups - 1
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        problems = [f"`{name}` is given by the machine" for name in sorted(RESERVED & {*self.space, *self.fixed})]
+        problems += [f"`{name}` stands in space and in fixed" for name in sorted({*self.space} & {*self.fixed})]
+        problems += [
+            f"first.{index} names {name!r}, which is not in space"
+            for index, point in enumerate(self.first)
+            for name in sorted(set(point) - set(self.space))
+        ]
+        earlier: set[str] = set()
+        for name, dimension in self.space.items():
+            later = set(dimension.when or ()) - earlier - set(self.fixed)
+            problems += [f"space.{name}.when names {other!r}, which does not come before it" for other in sorted(later)]
+            earlier.add(name)
+        if len(self.objectives) > 1 and self.sampler not in ("nsga2", "random"):
+            problems.append(f"several objectives need the sampler nsga2, not {self.sampler}")
+        if len(self.objectives) > 1 and self.pruner.name != "none":
+            problems.append("a pruner needs one objective")
+        if self.lag is not None and self.lag < self.groups:
+            problems.append(f"lag {self.lag} is below groups {self.groups}: a group would always wait")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        """Canonical content, defaults filled in."""
+        return self.model_dump(mode="json")
+
+
+def load_sweep_spec(path: Path) -> SweepSpec:
+    """Read a sweep spec.
+
+    Raises:
+        ProjectError: It has problems; `items` names all of them.
+    """
+    spec = load_spec(path, SweepSpec)
+    if spec.product != path.stem:
+        raise ProjectError(f"{path}: product is {spec.product!r}, the file is named for {path.stem!r}")
+    return spec
+
+
+def verify_parameters(spec: SweepSpec, *, trainer_file: Path) -> TrainerText:
+    """The trainer, when what it reads is exactly what the sweep gives.
+
+    Raises:
+        ProjectError: A name that the trainer does not read, or one that it needs and does not get.
+    """
+    trainer = read_trainer(trainer_file)
+    problems = compare_parameters(trainer, offered=(*spec.space, *spec.fixed))
+    if problems:
+        raise ProjectError(
+            f"the sweep of {spec.product} and its trainer name different parameters",
+            items=problems,
+            hint=f"change training/{spec.product}.yaml or {trainer_file.name}",
+        )
+    return trainer
+
+
+def _require_range(low: float, high: float, *, log: bool) -> None:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError("`low` and `high` must be finite")
+    if low >= high:
+        raise ValueError(f"the range {low} to {high} is empty")
+    if log and low <= 0:
+        raise ValueError("`log` needs `low` above 0")

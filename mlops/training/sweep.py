@@ -1,0 +1,231 @@
+"""Running a sweep from its spec to its winner: the entry that the release and the command line call.
+
+A sweep's id follows from its inputs, so the same inputs name the same sweep: an unfinished one is gone on with, a
+finished one is read back.
+Leaves to others: the loop (sweep_driver), the record (sweep_book), memoising the step (mlops/provenance).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops.clock import Clock
+from mlops.errors import Reason, Refusal, TrainingError
+from mlops.ids import Ids
+from mlops.ledger.connection import Ledger
+from mlops.provenance.digest import digest_json, hex_of
+from mlops.registry.mirror import DatasetReference, Mirror
+from mlops.training import sql_trials
+from mlops.training.attempt import Crew
+from mlops.training.leasing import Leases, settle_group
+from mlops.training.spec import SweepSpec, verify_parameters
+from mlops.training.sql_trials import FAILED, TrialRow
+from mlops.training.sweep_book import SweepBook, SweepFacts, this_driver
+from mlops.training.sweep_driver import STOPPED_BY_REQUEST, DriverTask, SweepDriver
+from mlops.training.winner import choose_winner
+
+if TYPE_CHECKING:
+    pass
+
+NAMING_INPUTS = ("trainer", "spec", "lock", "manifest", "code")
+"""The inputs that the weights depend on; budgets and source reports do not rename a sweep."""
+
+
+@dataclass(frozen=True)
+class SweepRequest:
+    """What is swept, and everything its outcome depends on."""
+
+    spec: SweepSpec
+    trainer_file: Path
+    inputs: Mapping[str, str]
+    """Name to digest: trainer, spec, lock, manifest, code, …; see `NAMING_INPUTS`."""
+    reserved: Mapping[str, Any]
+    """The reserved parameters: `columns` and `classes`."""
+    dataset: DatasetReference
+    checkpoints: Path
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """For MLflow: `mlops.commit` and the like."""
+    spender: str = ""
+    """The person in whose name the budget is used."""
+
+    @property
+    def sweep_id(self) -> str:
+        """`sweep-<16 hex digits>` of the naming inputs."""
+        named = {name: self.inputs[name] for name in NAMING_INPUTS if name in self.inputs}
+        return f"sweep-{hex_of(digest_json(named))[:16]}"
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial that ended."""
+
+    number: int
+    state: str
+    params: dict[str, Any]
+    """Without the reserved ones."""
+    metrics: dict[str, float]
+    """Of its last report, on validation data."""
+    seed: int
+    weights_file: Path | None
+    weights_sha256: str
+    mlflow_run_id: str
+    lease_ids: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class SweepOutcome:
+    """A sweep that ended with a winner."""
+
+    sweep_id: str
+    winner: TrialResult
+    trials: tuple[TrialResult, ...]
+    mlflow_run_id: str
+    stopped: str
+    """Why it ended before its last trial, or empty."""
+
+
+def run_sweep(
+    request: SweepRequest,
+    *,
+    ledger: Ledger,
+    clock: Clock,
+    ids: Ids,
+    leases: Leases,
+    mirror: Mirror,
+    open_crew: Callable[[], Crew],
+    say: Callable[[str], None],
+) -> SweepOutcome | Refusal:
+    """Run, go on with, or read back a sweep.
+
+    Args:
+        request: What is swept.
+        ledger: Keeps every trial and report.
+        clock: Time.
+        ids: New identifiers.
+        leases: Where groups pay before they start.
+        mirror: Shows the sweep to people.
+        open_crew: Makes the worker groups' crew; called only when a trial is to be run.
+        say: Prints one line of progress.
+
+    Returns:
+        The outcome; or a refusal: the budget does not allow it, it was stopped, or no trial satisfies the constraints.
+
+    Raises:
+        ProjectError: Spec and trainer name different parameters.
+        TrainingError: Every trial failed, or another driver has the sweep.
+    """
+    trainer = verify_parameters(request.spec, trainer_file=request.trainer_file)
+    facts = SweepFacts(
+        sweep_id=request.sweep_id,
+        product=request.spec.product,
+        spec=request.spec.to_json(),
+        inputs=request.inputs,
+        dataset=request.dataset,
+        tags=request.tags,
+    )
+    book = SweepBook(facts, ledger=ledger, mirror=mirror, clock=clock, driver=this_driver())
+    found = _read_finished(book, request.spec)
+    if found is not None:
+        say(f"{request.sweep_id} is finished already: nothing to train")
+        return found
+    past = book.open(is_present=lambda trial: Path(trial.weights_file).is_file())
+    settle_left_over(book, leases)
+    task = DriverTask(
+        trainer_file=request.trainer_file,
+        trainer_digest=trainer.digest,
+        reserved=request.reserved,
+        checkpoints=request.checkpoints,
+        holder=book.driver,
+        spender=request.spender,
+    )
+    crew = open_crew()
+    try:
+        driver = SweepDriver(
+            request.spec, task=task, book=book, crew=crew, leases=leases, clock=clock, ids=ids, say=say
+        )
+        with ledger.read() as connection:
+            reports = sql_trials.list_reports(connection, book.sweep_id)
+        ended = driver.run(past=past, reports=reports)
+    finally:
+        crew.close()
+    return _conclude(book, request.spec, ended=ended)
+
+
+def settle_left_over(book: SweepBook, leases: Leases) -> None:
+    """Give back the leases of a driver that died: its workers died with it, or will by their own watchdogs."""
+    with book.ledger.read() as connection:
+        rows = sql_trials.list_group_leases(connection, book.sweep_id)
+    for row in rows:
+        if row.ended_us is None:
+            ended_us = book.end_lease(row.lease_id)
+            settle_group(leases, row.lease_id, fencing_token=row.fencing_token, ended_us=ended_us)
+
+
+def load_trials(ledger: Ledger, sweep_id: str) -> tuple[TrialResult, ...]:
+    """All trials of a sweep from the ledger."""
+    with ledger.read() as connection:
+        rows = sql_trials.list_trials(connection, sweep_id)
+        attempts = sql_trials.list_attempts(connection, sweep_id)
+    leases: dict[int, list[str]] = {}
+    for attempt in attempts:
+        leases.setdefault(attempt.number, []).append(attempt.lease_id)
+    return tuple(_result(row, lease_ids=tuple(dict.fromkeys(leases.get(row.number, [])))) for row in rows)
+
+
+def _conclude(book: SweepBook, spec: SweepSpec, *, ended: Refusal | str) -> SweepOutcome | Refusal:
+    if isinstance(ended, Refusal):
+        book.close(state="stopped", reason=ended.render_text(), winner=None)
+        return ended
+    trials = load_trials(book.ledger, book.sweep_id)
+    if trials and all(trial.state == FAILED for trial in trials):
+        reasons = tuple(f"trial {trial.number}: {trial.reason}" for trial in trials)
+        book.close(state="failed", reason="every trial failed", winner=None)
+        raise TrainingError(
+            f"every trial of {book.sweep_id} failed",
+            items=reasons[:5],
+            hint=f"try one by hand: `mlops trainer run {spec.product} --local`",
+        )
+    if ended == STOPPED_BY_REQUEST:
+        book.close(state="stopped", reason=ended, winner=None)
+        return Refusal((Reason("stopped", f"{book.sweep_id} was stopped; go on with `mlops sweep resume`"),))
+    with book.ledger.read() as connection:
+        winner = choose_winner(spec, sql_trials.list_trials(connection, book.sweep_id))
+    if isinstance(winner, Refusal):
+        book.close(state="failed", reason=winner.render_text(), winner=None)
+        return winner
+    book.close(state="finished", reason=ended, winner=winner.number)
+    book.keep_run_ids()
+    outcome = _read_finished(book, spec)
+    assert outcome is not None
+    return outcome
+
+
+def _read_finished(book: SweepBook, spec: SweepSpec) -> SweepOutcome | None:
+    with book.ledger.read() as connection:
+        row = sql_trials.find_sweep(connection, book.sweep_id)
+    if row is None or row.state != "finished" or row.winner is None:
+        return None
+    trials = load_trials(book.ledger, book.sweep_id)
+    winner = trials[row.winner]
+    if winner.weights_file is None or not winner.weights_file.is_file():
+        return None  # the weights were removed: `SweepBook.open` has the winner trained again
+    return SweepOutcome(book.sweep_id, winner, trials, mlflow_run_id=row.mlflow_run_id, stopped=row.reason)
+
+
+def _result(row: TrialRow, *, lease_ids: tuple[str, ...]) -> TrialResult:
+    return TrialResult(
+        number=row.number,
+        state=row.state,
+        params=row.params,
+        metrics=row.metrics,
+        seed=row.seed,
+        weights_file=Path(row.weights_file) if row.weights_file else None,
+        weights_sha256=row.weights_sha256,
+        mlflow_run_id=row.mlflow_run_id,
+        lease_ids=lease_ids,
+        reason=row.reason,
+    )

@@ -1,0 +1,376 @@
+"""The driver of a sweep: one loop that proposes, places, pays, listens and records; no Ray, torch or MLflow in it.
+
+Its state is small and follows from the ledger: a resumed driver replays finished trials through the search and goes on.
+Leaves to others: proposals (optuna_search), worker groups (`Crew`), money (`Leases`), the record (sweep_book).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mlops.clock import SECOND_US, Clock
+from mlops.errors import Reason, Refusal
+from mlops.ids import Ids
+from mlops.training.attempt import Answer, AttemptTask, Crew, Ended, Event, Gone, GroupShape, Ready, Reported, Usage
+from mlops.training.leasing import GroupLease, Leases, renew_if_due, reserve_group, settle_group
+from mlops.training.optuna_search import Result, Search, count_trials
+from mlops.training.seeds import derive_seed
+from mlops.training.spec import SweepSpec, Value
+from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, ReportRow, TrialRow
+from mlops.training.sweep_book import SweepBook
+from mlops.training.winner import is_better
+
+POLL_SECONDS = 1.0
+"""The driver looks at least so often whether it shall stop and whether leases are due."""
+STOPPED_BY_REQUEST = "stopped by request"
+_YIELDED = "YIELDED"  # within a driver that stops; the ledger says RUNNING, and `resume` goes on with it
+RETRY_SECONDS = 5.0
+"""A group that was refused or lost is tried again after this."""
+
+
+@dataclass(frozen=True)
+class DriverTask:
+    """What every attempt of the sweep shares."""
+
+    trainer_file: Path
+    trainer_digest: str
+    reserved: Mapping[str, Any]
+    """`columns` and `classes`."""
+    checkpoints: Path
+    holder: str
+    spender: str
+
+
+@dataclass
+class _Trial:
+    number: int
+    params: dict[str, Value]
+    seed: int
+    state: str = RUNNING
+    metrics: dict[str, float] = field(default_factory=dict)
+    attempt: int = -1
+    failures: int = 0
+    is_waiting: bool = True
+    """For a group."""
+
+
+@dataclass
+class _Group:
+    lease: GroupLease
+    is_ready: bool = False
+    trial: int | None = None
+    heard_us: int = 0
+    """When it last said something, or got work; monotonic."""
+    idle_since_us: int = 0
+
+
+class SweepDriver:
+    """Drives one sweep to its end."""
+
+    def __init__(
+        self,
+        spec: SweepSpec,
+        *,
+        task: DriverTask,
+        book: SweepBook,
+        crew: Crew,
+        leases: Leases,
+        clock: Clock,
+        ids: Ids,
+        say: Callable[[str], None],
+    ) -> None:
+        self._spec, self._task, self._book, self._crew = spec, task, book, crew
+        self._leases, self._clock, self._ids, self._say = leases, clock, ids, say
+        self._search = Search(spec)
+        self._trials: dict[int, _Trial] = {}
+        self._groups: dict[str, _Group] = {}
+        self._total = count_trials(spec)
+        self._past: dict[int, TrialRow] = {}
+        self._past_reports: dict[int, dict[int, float]] = {}
+        self._answered: dict[tuple[int, int], Answer] = {}
+        self._refusal: Refusal | None = None
+        self._retry_us = 0
+        self._beat_us = -(10**12)
+        self._started_us = clock.monotonic_us()
+        self._stopping = ""
+        self._lost_groups = 0
+
+    def run(self, *, past: list[TrialRow], reports: list[ReportRow]) -> Refusal | str:
+        """To the end of the sweep.
+
+        Args:
+            past: Trials that exist in the ledger.
+            reports: Their reports.
+
+        Returns:
+            Why it stopped before its last trial, or "" when all were done, or the refusal of its budget.
+        """
+        self._past = {row.number: row for row in past}
+        objective = self._spec.objectives[0].metric
+        for report in reports:
+            if objective in report.metrics:
+                self._past_reports.setdefault(report.number, {})[report.epoch] = report.metrics[objective]
+        try:
+            while not self._is_done():
+                self._beat()
+                self._propose()
+                if self._is_done():
+                    break
+                self._staff()
+                if self._refusal is not None and not self._groups:
+                    return self._refusal
+                self._assign()
+                self._renew()
+                for event in self._crew.next_events(timeout_seconds=POLL_SECONDS):
+                    self._take(event)
+                self._end_silent_groups()
+        finally:
+            for name in list(self._groups):
+                self._drop_group(name)
+        return self._stopping
+
+    # ---- proposals
+
+    def _is_done(self) -> bool:
+        open_trials = any(trial.state == RUNNING for trial in self._trials.values())
+        return not open_trials and (bool(self._stopping) or len(self._trials) >= self._total)
+
+    def _propose(self) -> None:
+        """Tell what can be told in number order, ask what may be asked; finished trials of the ledger pass at once."""
+        while True:
+            if self._tell_next():
+                continue
+            number = len(self._trials)
+            if number >= self._total or self._search.told <= number - self._spec.used_lag or self._stopping:
+                return
+            self._ask(number)
+
+    def _tell_next(self) -> bool:
+        trial = self._trials.get(self._search.told)
+        if trial is None or trial.state in (RUNNING, _YIELDED):
+            return False
+        self._search.tell(trial.number, Result(trial.state, trial.metrics))
+        self._stopping = self._stopping or self._early_stop()
+        return True
+
+    def _ask(self, number: int) -> None:
+        params = self._search.propose(number)
+        row = self._past.get(number)
+        trial = _Trial(number=number, params=params, seed=derive_seed(self._spec.seed, "trial", number))
+        self._trials[number] = trial
+        if row is None:
+            self._book.begin_trial(number, params=params, seed=trial.seed)
+            return
+        for epoch, value in sorted(self._past_reports.get(number, {}).items()):
+            is_pruned = self._search.observe(number, epoch=epoch, value=value)
+            self._answered[number, epoch] = Answer.PRUNE if is_pruned else Answer.CONTINUE
+        trial.params, trial.metrics = dict(row.params), dict(row.metrics)
+        trial.attempt = self._book.last_attempt(number)
+        if row.state != RUNNING:
+            trial.state, trial.is_waiting = row.state, False
+
+    def _early_stop(self) -> str:
+        stop, told = self._spec.stop, [self._trials[n] for n in range(self._search.told)]
+        best = None
+        for trial in told:
+            if trial.state == COMPLETE and (best is None or is_better(self._spec, trial.metrics, than=best.metrics)):
+                best = trial
+        if best is None:
+            return ""
+        objective = self._spec.objectives[0]
+        value = best.metrics[objective.metric]
+        is_sound = all(constraint.violation(best.metrics) <= 0 for constraint in self._spec.constraints)
+        reached = stop.target is not None and is_sound
+        if reached and (value <= stop.target if objective.direction == "minimize" else value >= stop.target):  # type: ignore[operator]
+            return f"trial {best.number} reached the target: {objective.metric} {value:.4g}"
+        if stop.plateau_trials is not None and len(told) - 1 - best.number >= stop.plateau_trials:
+            return f"no trial was better than trial {best.number} for {stop.plateau_trials} trials"
+        return ""
+
+    # ---- worker groups
+
+    def _staff(self) -> None:
+        """As many groups as there is work for, up to the spec; each pays before it starts."""
+        now_us = self._clock.monotonic_us()
+        waiting = sum(trial.is_waiting for trial in self._trials.values() if trial.state == RUNNING)
+        free = sum(group.trial is None for group in self._groups.values())
+        if waiting <= free or len(self._groups) >= self._spec.groups or now_us < self._retry_us:
+            return
+        name = self._ids.new("group")
+        answer = reserve_group(
+            self._leases,
+            spec=self._spec,
+            sweep_id=self._book.sweep_id,
+            key=f"{self._book.sweep_id}:{name}",
+            holder=self._task.holder,
+            spender=self._task.spender,
+            clock=self._clock,
+        )
+        if isinstance(answer, Refusal):
+            self._refusal, self._retry_us = answer, now_us + round(RETRY_SECONDS * SECOND_US)
+            return
+        self._refusal = None
+        self._book.add_lease(name, answer)
+        self._groups[name] = _Group(lease=answer, heard_us=now_us, idle_since_us=now_us)
+        shape = GroupShape(self._spec.workers, self._spec.accelerators.kind, self._spec.accelerators.count)
+        self._crew.start_group(
+            name, shape=shape, until_us=answer.until_us, start_deadline_seconds=self._spec.start_deadline
+        )
+        self._staff()
+
+    def _assign(self) -> None:
+        now_us = self._clock.monotonic_us()
+        waiting = [n for n, trial in self._trials.items() if trial.state == RUNNING and trial.is_waiting]
+        for name, group in list(self._groups.items()):
+            if not group.is_ready or group.trial is not None:
+                continue
+            if group.lease.refusal is not None:
+                self._drop_group(name)
+            elif waiting:
+                self._begin(self._trials[waiting.pop(0)], name)
+            elif now_us - group.idle_since_us > self._spec.idle * SECOND_US:
+                self._drop_group(name)
+
+    def _begin(self, trial: _Trial, name: str) -> None:
+        group = self._groups[name]
+        trial.attempt, trial.is_waiting = trial.attempt + 1, False
+        group.trial, group.heard_us = trial.number, self._clock.monotonic_us()
+        self._book.begin_attempt(trial.number, attempt=trial.attempt, group=name, lease=group.lease)
+        needed = {objective.metric for objective in self._spec.objectives} | {c.metric for c in self._spec.constraints}
+        self._crew.begin(
+            name,
+            AttemptTask(
+                sweep_id=self._book.sweep_id,
+                trial=trial.number,
+                attempt=trial.attempt,
+                params={**trial.params, **self._task.reserved},
+                seed=trial.seed,
+                epochs=self._spec.epochs,
+                trainer_file=str(self._task.trainer_file),
+                trainer_digest=self._task.trainer_digest,
+                trial_folder=str(self._book.trial_folder(self._task.checkpoints, trial.number)),
+                checkpoint_epochs=self._spec.checkpoint_epochs,
+                required_metrics=tuple(sorted(needed)),
+                audit_pool=self._spec.audit_pool,
+                audit_seed=self._spec.seed,
+            ),
+        )
+
+    def _renew(self) -> None:
+        for name, group in self._groups.items():
+            if renew_if_due(self._leases, group.lease, spec=self._spec, clock=self._clock):
+                self._crew.extend(name, until_us=group.lease.until_us)
+            if group.lease.refusal is not None:
+                self._refusal = group.lease.refusal
+
+    def _end_silent_groups(self) -> None:
+        now_us = self._clock.monotonic_us()
+        for name, group in list(self._groups.items()):
+            if group.trial is not None and now_us - group.heard_us > self._spec.silence * SECOND_US:
+                self._take(Gone(name, f"no progress for {self._spec.silence:g} s"))
+
+    def _drop_group(self, name: str) -> None:
+        """End the workers first, then the lease: what was used is what is charged."""
+        group = self._groups.pop(name)
+        if group.lease.refusal is None:
+            self._refusal = None  # what it held is free again: ask anew
+        self._crew.stop_group(name)
+        ended_us = self._book.end_lease(group.lease.lease.lease_id)
+        settle_group(
+            self._leases, group.lease.lease.lease_id, fencing_token=group.lease.lease.fencing_token, ended_us=ended_us
+        )
+
+    # ---- events
+
+    def _take(self, event: Event) -> None:
+        group = self._groups.get(event.group)
+        if group is None:
+            return  # a group that was given up
+        group.heard_us = self._clock.monotonic_us()
+        if isinstance(event, Ready):
+            group.is_ready, group.idle_since_us = True, group.heard_us
+            self._crew.extend(event.group, until_us=group.lease.until_us)
+            self._say(f"{event.group}: ready on {event.device} after {event.start_us / SECOND_US:.1f} s")
+        elif isinstance(event, Reported):
+            self._take_report(event, group)
+        elif isinstance(event, Ended):
+            self._take_end(event, group)
+        else:
+            self._take_loss(event, group)
+
+    def _take_report(self, report: Reported, group: _Group) -> None:
+        trial = self._trials[report.trial]
+        if not self._book.add_report(report):
+            self._crew.answer(report.group, Answer.PRUNE)
+            return
+        trial.metrics = dict(report.metrics)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in report.metrics.items())
+        self._say(f"trial {report.trial} epoch {report.epoch + 1}/{self._spec.epochs}: {shown}")
+        answer = self._answered.get((report.trial, report.epoch))
+        if answer is None:  # a repeated epoch of a resumed attempt is answered as before
+            value = report.metrics[self._spec.objectives[0].metric]
+            is_pruned = self._search.observe(report.trial, epoch=report.epoch, value=value)
+            answer = Answer.PRUNE if is_pruned else Answer.CONTINUE
+            self._answered[report.trial, report.epoch] = answer
+        if answer is Answer.CONTINUE and (group.lease.refusal is not None or self._stopping == STOPPED_BY_REQUEST):
+            answer = Answer.YIELD
+        self._crew.answer(report.group, answer)
+
+    def _take_end(self, ended: Ended, group: _Group) -> None:
+        trial = self._trials[ended.trial]
+        group.trial, group.idle_since_us = None, self._clock.monotonic_us()
+        self._lost_groups = 0
+        states = {"complete": COMPLETE, "pruned": PRUNED, "failed": FAILED}
+        final = states.get(ended.outcome)
+        if final is None and self._stopping == STOPPED_BY_REQUEST:
+            trial.state = _YIELDED
+        if not self._book.end_attempt(ended, final_state=final):
+            return
+        if final is not None:
+            trial.state = final
+            for key in [key for key in self._answered if key[0] == trial.number]:
+                del self._answered[key]
+            self._say(f"trial {trial.number} {ended.outcome}" + (f": {ended.reason}" if ended.reason else ""))
+        else:
+            trial.is_waiting = trial.state == RUNNING
+
+    def _take_loss(self, gone: Gone, group: _Group) -> None:
+        self._say(f"{gone.group} is gone: {gone.reason}")
+        number = group.trial
+        self._drop_group(gone.group)
+        if number is None and group.is_ready:
+            return  # given up between trials: the next one starts without delay
+        self._lost_groups += 1
+        self._retry_us = self._clock.monotonic_us() + round(min(60.0, 0.5 * 2 ** min(self._lost_groups, 7)) * SECOND_US)
+        if number is None:
+            if self._lost_groups > self._spec.max_failures:
+                self._refusal = Refusal((Reason("no-place", f"no worker group could be placed: {gone.reason}"),))
+            return
+        trial = self._trials[number]
+        trial.failures += 1
+        final = FAILED if trial.failures > self._spec.max_failures else None
+        lost = Ended(gone.group, number, trial.attempt, "lost", Usage(0, 0), reason=gone.reason)
+        self._book.end_attempt(lost, final_state=final)
+        trial.state, trial.is_waiting = final or RUNNING, final is None
+
+    def _beat(self) -> None:
+        now_us = self._clock.monotonic_us()
+        if now_us - self._beat_us < POLL_SECONDS * SECOND_US:
+            return
+        self._beat_us = now_us
+        wish = self._book.heartbeat()
+        deadline = self._spec.stop.deadline
+        if wish == "stop":
+            self._stop_by_request()
+        elif deadline is not None and now_us - self._started_us > deadline * SECOND_US and not self._stopping:
+            self._stopping = f"the deadline of {deadline:g} s is over"
+
+    def _stop_by_request(self) -> None:
+        """Trials that run are asked to yield at their next report; those that wait are left for `resume`."""
+        self._stopping = STOPPED_BY_REQUEST
+        for trial in self._trials.values():
+            if trial.state == RUNNING and trial.is_waiting:
+                trial.state = _YIELDED

@@ -1,0 +1,300 @@
+"""The `worker` that a trainer gets: this process's part of the data, of the group and of the talk with the machine.
+
+The same class runs in a Ray actor, in this process and in the contract check. Under one seed it is deterministic:
+randomness is seeded anew at the start of a trial and of every epoch, so a resumed trial equals an uninterrupted one.
+Leaves to others: carrying reports (a `Channel`), the order of rows (mlops/datasets), what a report leads to (driver).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from mlops.datasets.reader import Batch
+from mlops.errors import TrainingError
+from mlops.training.attempt import Answer, AttemptTask, BatchSource, Usage
+from mlops.training.checkpoints import load_newest, save_checkpoint, save_weights
+from mlops.training.measuring import measure
+from mlops.training.seeds import derive_seed
+from mlops.training.trainer import load_trainer
+
+MEASURE_BATCH_SIZE = 8192
+
+
+class Channel(Protocol):
+    """Carries a report to the driver; only rank 0 has one that leads anywhere."""
+
+    def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
+        """Give the metrics of an epoch and wait for the answer."""
+        ...
+
+
+class _Stopped(BaseException):
+    """Unwinds the trainer; not an Exception, so that a trainer's own `except` does not catch it."""
+
+    def __init__(self, outcome: str) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+@dataclass(frozen=True)
+class AttemptResult:
+    """How an attempt ended on one worker."""
+
+    outcome: str
+    """`complete`, `pruned`, `yielded` or `failed`."""
+    usage: Usage
+    weights_file: str = ""
+    weights_sha256: str = ""
+    reason: str = ""
+
+
+class Worker:
+    """One worker of one attempt.
+
+    Attributes:
+        rank: 0 … world_size - 1.
+        world_size: Workers of the group.
+        device: Where tensors live; batches arrive there.
+        seed: Of the trial, equal on all workers.
+    """
+
+    def __init__(
+        self, task: AttemptTask, *, source: BatchSource, channel: Channel, rank: int, world_size: int, device: str
+    ) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self.device = torch.device(device)
+        self.seed = task.seed
+        self._task = task
+        self._source = source
+        self._channel = channel
+        self._epoch = 0
+        self._reported = -1
+        self._state: Mapping[str, Any] = {}
+        self._data_wait_ns = 0
+
+    def batches(self, split: str, *, batch_size: int, shuffle: bool = True) -> Iterator[Batch]:
+        """This worker's part of every global batch of the current epoch.
+
+        Args:
+            split: `train` or `validation`; no trainer sees the test split.
+            batch_size: Rows of the GLOBAL batch.
+            shuffle: Without, rows come in the manifest's order.
+        """
+        if split == "test":
+            raise TrainingError("a trainer asked for the test split", hint="it is the gate's; use validation")
+        iterator = self._source.batches(
+            split,
+            batch_size=batch_size,
+            seed=self.seed,
+            epoch=self._epoch,
+            rank=self.rank,
+            world_size=self.world_size,
+            shuffle=shuffle,
+        )
+        while True:
+            started = time.monotonic_ns()
+            batch = next(iterator, None)
+            self._data_wait_ns += time.monotonic_ns() - started
+            if batch is None:
+                return
+            yield batch if self.device.type == "cpu" else move_batch(batch, self.device)
+
+    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model to call in the training step: data-parallel with more than one worker, bfloat16 where a GPU has it.
+
+        The module passed in stays the one to evaluate and to save; both share their parameters.
+        """
+        model = model.to(self.device)
+        wrapped = model
+        if self.world_size > 1:
+            devices = [self.device.index or 0] if self.device.type == "cuda" else None
+            wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
+            wrapped = _Autocast(wrapped)
+        return wrapped
+
+    def epochs(self, state: Mapping[str, Any]) -> Iterator[int]:
+        """The epochs still to do; restores `state` from the trial's newest checkpoint first.
+
+        Args:
+            state: Name to module, optimizer or scheduler (anything with `state_dict` and `load_state_dict`); the module
+                whose weights are the result is named `model`.
+        """
+        if not isinstance(state.get("model"), torch.nn.Module):
+            raise TrainingError("worker.epochs(state) needs the module under the key 'model'")
+        self._state = state
+        for first in range(self._restore(), self._task.epochs):
+            self._epoch = first
+            seed_everything(derive_seed(self.seed, "epoch", first, self.rank))
+            yield first
+            if self._reported < first:
+                raise TrainingError(
+                    f"epoch {first} ended without worker.report(metrics)", hint="report once at the end of each epoch"
+                )
+
+    def report(self, metrics: Mapping[str, float]) -> None:
+        """End an epoch: the machine records the metrics and may stop the trial here.
+
+        Args:
+            metrics: Finite numbers, equal on all workers (`sum` makes them so).
+        """
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self._require_sound(numbers)
+        answer = self._channel.report(epoch=self._epoch, metrics=numbers) if self.rank == 0 else Answer.CONTINUE
+        answer = self._agree(answer)
+        self._reported = self._epoch
+        done = self._epoch + 1
+        if answer is Answer.PRUNE:
+            raise _Stopped("pruned")
+        is_due = done % self._task.checkpoint_epochs == 0 and done < self._task.epochs
+        is_yield = answer is Answer.YIELD and done < self._task.epochs  # the last epoch is done: better to finish
+        if is_yield or is_due:
+            self._checkpoint(done)
+        if is_yield:
+            raise _Stopped("yielded")
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The sum over all workers, on every worker; the tensor given is not changed."""
+        total = tensor.detach().clone()
+        if self.world_size > 1:
+            torch.distributed.all_reduce(total)
+        return total
+
+    def measure(self, model: torch.nn.Module, split: str, *, sensitive: str | None = None) -> dict[str, float]:
+        """Metrics to report: loss, accuracy and, for a sensitive column, gaps between its groups (see measuring.py)."""
+        batches = self.batches(split, batch_size=MEASURE_BATCH_SIZE, shuffle=False)
+        return measure(model, batches, sensitive=sensitive, sum_over_workers=self.sum)
+
+    @property
+    def data_wait_us(self) -> int:
+        """Time spent waiting for batches."""
+        return self._data_wait_ns // 1_000
+
+    def final_weights(self) -> Mapping[str, torch.Tensor]:
+        """State of the module named `model`."""
+        model = self._state.get("model")
+        if model is None:
+            raise TrainingError("the trainer never called worker.epochs(state)", hint="see docs/sweeps.md")
+        if self._reported < self._task.epochs - 1:
+            raise TrainingError("the trainer left worker.epochs before its last epoch")
+        weights: Mapping[str, torch.Tensor] = model.state_dict()
+        return weights
+
+    def _restore(self) -> int:
+        found = load_newest(Path(self._task.trial_folder)) if self._task.attempt > 0 else None
+        if found is None:
+            return 0
+        done, saved = found
+        for name, item in self._state.items():
+            item.load_state_dict(saved[name])
+        self._reported = done - 1
+        return done
+
+    def _checkpoint(self, done: int) -> None:
+        if self.rank == 0:
+            state = {name: item.state_dict() for name, item in self._state.items()}
+            save_checkpoint(Path(self._task.trial_folder), epoch=done, state=state)
+
+    def _agree(self, answer: Answer) -> Answer:
+        if self.world_size == 1:
+            return answer
+        shared = torch.tensor([int(answer)], device=self.device)
+        torch.distributed.broadcast(shared, src=0)
+        return Answer(int(shared.item()))
+
+    def _require_sound(self, metrics: Mapping[str, float]) -> None:
+        bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))
+        if bad:
+            values = ", ".join(f"{name} is {metrics[name]}" for name in bad)
+            raise TrainingError(f"not a number in epoch {self._epoch}: {values}", hint="lower the learning rate")
+        missing = sorted(set(self._task.required_metrics) - set(metrics))
+        if missing:
+            raise TrainingError(f"metrics that the sweep needs were not reported: {', '.join(missing)}")
+
+
+class _Autocast(torch.nn.Module):
+    """Runs a module in bfloat16 on a GPU; results come back as float32."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The inner module's answer."""
+        with torch.autocast("cuda", dtype=torch.bfloat16):
+            return self.inner(*args, **kwargs).float()
+
+
+def run_attempt(
+    task: AttemptTask, *, source: BatchSource, channel: Channel, rank: int, world_size: int, device: str
+) -> AttemptResult:
+    """Run the trainer once; its exceptions become a `failed` result with one sentence."""
+    started = time.monotonic_ns()
+    worker = Worker(task, source=source, channel=channel, rank=rank, world_size=world_size, device=device)
+    outcome, reason, weights_file, sha256 = "complete", "", "", ""
+    try:
+        seed_everything(task.seed)
+        load_trainer(Path(task.trainer_file)).train(worker, dict(task.params))
+        weights = worker.final_weights()
+        if rank == 0:
+            weights_file = str(Path(task.trial_folder) / "weights.safetensors")
+            sha256 = save_weights(Path(weights_file), weights)
+    except _Stopped as stop:
+        outcome = stop.outcome
+    except TrainingError as error:
+        outcome, reason = "failed", error.message
+    except Exception as error:  # the trainer is user code: whatever it raises is its trial's reason
+        outcome, reason = "failed", describe_error(error, trainer=task.trainer_file)
+    busy_us = (time.monotonic_ns() - started) // 1_000
+    usage = Usage(busy_us=busy_us, data_wait_us=worker.data_wait_us, peak_memory_bytes=_peak_memory_bytes())
+    return AttemptResult(outcome, usage, weights_file=weights_file, weights_sha256=sha256, reason=reason)
+
+
+def describe_error(error: BaseException, *, trainer: str) -> str:
+    """One line: where in the trainer, which error, what it said."""
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == trainer:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    said = (str(error).strip().splitlines() or [""])[0]
+    where = f"{Path(trainer).name}:{line}: " if line else ""
+    return f"{where}{type(error).__name__}: {said}"[:500]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # trainers use the global generator
+    torch.manual_seed(seed)
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """The batch on a device."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(device, non_blocking=True)
+
+    return Batch(
+        features={name: moved(column) for name, column in batch.features.items()},
+        label=moved(batch.label),
+        sensitive={name: moved(column) for name, column in batch.sensitive.items()},
+        weight=None if batch.weight is None else moved(batch.weight),
+        positions=batch.positions,
+        rows=batch.rows,
+    )
+
+
+def _peak_memory_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
