@@ -5,34 +5,32 @@ Leaves to others: how an import works (importing.py), memoisation and signing (m
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-from mlops.datasets.importing import find_present_version, import_dataset
+from mlops.datasets.importing import import_dataset
 from mlops.datasets.recipe import load_recipe
 from mlops.datasets.sources import fetch_files
-from mlops.places import Places
+from mlops.datasets.verifying import find_present_version
 from mlops.provenance.digest import digest_code, digest_json
 from mlops.provenance.sql_steps import StepRecord
-from mlops.provenance.steps import PreviewBook, StepBook, StepMissing, StepOutcome, StepRun
+from mlops.provenance.steps import PreviewBook, StepMissing, StepOutcome, StepRun, Workbench
 
 KIND = "dataset-import"
 
 
-def import_step(
-    book: StepBook, places: Places, *, product: str, dataset: str, say: Callable[[str], None] = lambda line: None
-) -> StepRun:
+def import_step(bench: Workbench, *, product: str, dataset: str) -> StepRun:
     """Import a dataset once per recipe, raw files and importing code.
 
     Raises:
         DatasetError: The rows are not as the recipe says, or the version differs from the pinned one.
         EnvironmentFault: A download failed.
     """
+    places, book = bench.places, bench.book
     recipe = load_recipe(places, dataset)
     fetched = fetch_files(places, recipe, download=_refuse_download if isinstance(book, PreviewBook) else None)
 
     def do_import() -> StepOutcome:
-        outcome = import_dataset(places, dataset, progress=lambda line: say(f"      {line}"))
+        outcome = import_dataset(places, dataset, progress=lambda line: bench.say(f"      {line}"))
         manifest = outcome.version.manifest
         facts = {
             "summary": f"{dataset} {outcome.version.digest[7:19]}: {manifest.rows} rows, {len(manifest.shards)} shards",

@@ -8,10 +8,13 @@ from pathlib import Path
 from mlops.deploy import runtime_bubblewrap, runtime_podman
 from mlops.errors import EnvironmentFault
 from mlops.serving.runtime import Runtime
+from mlops.serving.runtime_process import ProcessRuntime
 
 _RUNTIMES: dict[str, tuple[Callable[[], bool], Callable[[Path], Runtime], str]] = {
     "podman": (runtime_podman.is_podman_installed, runtime_podman.PodmanRuntime, "podman runc"),
     "bubblewrap": (runtime_bubblewrap.is_bubblewrap_installed, runtime_bubblewrap.BubblewrapRuntime, "bubblewrap"),
+    # Boots the image's own interpreter and server, but isolates nothing: for a machine without the tools above.
+    "process": (lambda: True, lambda state: ProcessRuntime(state / "process"), ""),
 }
 
 

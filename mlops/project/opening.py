@@ -5,7 +5,9 @@ Leaves to others: reading specs (each room reads its own).
 
 from __future__ import annotations
 
+import getpass
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +19,7 @@ from mlops.ledger.connection import Ledger, open_ledger, sqlite_url
 from mlops.places import Places, find_root
 from mlops.provenance.artefacts import find_sidecar
 from mlops.provenance.keys import load_machine_signer
-from mlops.provenance.steps import PreviewBook, StepBook
+from mlops.provenance.steps import PreviewBook, StepBook, Workbench
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,18 @@ class Project:
         beside = partial(find_sidecar, self.places)
         return kind(self.ledger, clock=self.clock, ids=self.ids, signer=signer, find_sidecar=beside)
 
+    def workbench(self, say: Callable[[str], None]) -> Workbench:
+        """What the steps of a release work with."""
+        return Workbench(self.places, self.ledger, self.clock, self.ids, self.step_book, say)
+
     def preview(self) -> Project:
         """The same project for a dry run."""
         return replace(self, is_preview=True)
+
+    @property
+    def person(self) -> str:
+        """Who types: `MLOPS_PERSON`, or the name of the account."""
+        return os.environ.get("MLOPS_PERSON") or getpass.getuser()
 
     def require_product(self, product: str) -> str:
         """The name itself.

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mlops.clock import Clock
+from mlops.errors import Refusal
 from mlops.files import write_atomically
 from mlops.ids import Ids
 from mlops.ledger.connection import Ledger
+from mlops.places import Places
 from mlops.provenance import sql_steps
 from mlops.provenance.digest import digest_inputs
 from mlops.provenance.sql_steps import StepRecord
@@ -98,12 +100,28 @@ class StepBook:
             action: Does the work. When it raises, nothing is recorded.
             is_present: Whether an earlier step's outputs can still be used.
         """
+        ended = self.run_or_refuse(kind, product=product, inputs=inputs, action=action, is_present=is_present)
+        assert isinstance(ended, StepRun), "an action that cannot refuse did"
+        return ended
+
+    def run_or_refuse(
+        self,
+        kind: str,
+        *,
+        product: str,
+        inputs: Mapping[str, str],
+        action: Callable[[], StepOutcome | Refusal],
+        is_present: Callable[[StepRecord], bool] = lambda record: True,
+    ) -> StepRun | Refusal:
+        """As `run`, for an action that may end in a *no*; a *no* is returned and not recorded as done."""
         found = self.find(kind, product=product, inputs=inputs, is_present=is_present)
         if found is not None:
             self._write_sidecar(found)
             return StepRun(record=found, is_reused=True)
         started_us = self._clock.now_us()
         outcome = action()
+        if isinstance(outcome, Refusal):
+            return outcome
         record = self.record(kind, product=product, inputs=inputs, outcome=outcome, started_us=started_us)
         return StepRun(record=record, is_reused=False)
 
@@ -157,18 +175,31 @@ class StepBook:
             write_atomically(path, record.envelope)
 
 
-class PreviewBook(StepBook):
-    """Finds finished steps and does none: `run` raises `StepMissing` where work would begin (`--dry-run`)."""
+@dataclass(frozen=True)
+class Workbench:
+    """What every step of a release works with."""
 
-    def run(
+    places: Places
+    ledger: Ledger
+    clock: Clock
+    ids: Ids
+    book: StepBook
+    say: Callable[[str], None] = lambda line: None
+    """Prints one line of progress."""
+
+
+class PreviewBook(StepBook):
+    """Finds finished steps and does none: raises `StepMissing` where work would begin (`--dry-run`)."""
+
+    def run_or_refuse(
         self,
         kind: str,
         *,
         product: str,
         inputs: Mapping[str, str],
-        action: Callable[[], StepOutcome],
+        action: Callable[[], StepOutcome | Refusal],
         is_present: Callable[[StepRecord], bool] = lambda record: True,
-    ) -> StepRun:
+    ) -> StepRun | Refusal:
         """The finished step.
 
         Raises:

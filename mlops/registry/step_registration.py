@@ -5,14 +5,11 @@ Leaves to others: whether it passed (mlops/evaluation), MLflow itself (mlflow_mo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import json
 
-from mlops.places import Places
-from mlops.provenance.digest import digest_code, digest_json
+from mlops.provenance.digest import digest_code, digest_json, hex_of
 from mlops.provenance.sql_steps import StepRecord
-from mlops.provenance.steps import StepBook, StepOutcome, StepRun
+from mlops.provenance.steps import StepOutcome, StepRun, Workbench
 from mlops.registry.mlflow_door import artifact_root, tracking_uri
 from mlops.registry.mlflow_models import ModelRegistry
 
@@ -20,47 +17,40 @@ KIND = "registration"
 
 
 def registration_step(
-    book: StepBook,
-    places: Places,
-    *,
-    product: str,
-    candidate: str,
-    candidate_folder: Path,
-    contract: Mapping[str, Any],
-    gate: str,
-    gate_folder: Path,
-    source_report: str,
-    run_id: str,
-    tags: Mapping[str, str],
+    bench: Workbench, *, product: str, source: StepRecord, sweep: StepRecord, export: StepRecord, gate: StepRecord
 ) -> StepRun:
     """Register once per candidate and gate result.
 
     Args:
-        book: Steps of this project.
-        places: Paths of this project.
+        bench: What steps work with.
         product: Name of the registered model.
-        candidate: Digest of the candidate.
-        candidate_folder: Its files.
-        contract: Content of its `contract.json`.
-        gate: Digest of the gate result that let it pass.
-        gate_folder: Report and result, logged to the run.
-        source_report: Digest of the source check's report; a new report registers nothing new, but links it to the chain.
-        run_id: MLflow run of the winning trial.
-        tags: Added to the version.
+        source: The finished source check; a new report registers nothing new, but is linked to the version.
+        sweep: The finished sweep.
+        export: The finished export.
+        gate: The finished gate, passed.
 
     Raises:
         ProvenanceError: MLflow cannot be used.
     """
+    places, candidate, verdict = bench.places, export.outputs["candidate"], gate.outputs["gate"]
+    folder = places.candidates / hex_of(candidate)
     registry = ModelRegistry(tracking_uri(places), artifact_root(places))
 
     def register() -> StepOutcome:
         version = registry.register_version(
             product,
-            run_id=run_id,
-            candidate_folder=candidate_folder,
-            contract=contract,
-            tags={**tags, "mlops.gate": gate},
-            gate_report=gate_folder,
+            run_id=sweep.facts["mlflow_run_id"],
+            candidate_folder=folder,
+            contract=json.loads((folder / "contract.json").read_bytes()),
+            tags={
+                "mlops.gate": verdict,
+                "mlops.gate_verdict": gate.facts["verdict"],
+                "mlops.commit": source.facts["commit"],
+                "mlops.is_dirty": str(source.facts["is_dirty"]).lower(),
+                "mlops.lock": sweep.inputs["lock"],
+                "mlops.sweep": sweep.facts["sweep_id"],
+            },
+            gate_report=(places.root / gate.facts["report"]).parent,
         )
         facts = {
             "summary": f"{product}@{version.number} ({', '.join(version.aliases)})",
@@ -68,7 +58,7 @@ def registration_step(
             "run_id": version.run_id,
             "alias": "latest",
         }
-        digest = digest_json({"product": product, "number": version.number, "candidate": candidate, "gate": gate})
+        digest = digest_json({"product": product, "number": version.number, "candidate": candidate, "gate": verdict})
         return StepOutcome(outputs={"version": digest}, facts=facts)
 
     def is_present(record: StepRecord) -> bool:
@@ -76,8 +66,8 @@ def registration_step(
 
     inputs = {
         "candidate": candidate,
-        "gate": gate,
-        "source_report": source_report,
+        "gate": verdict,
+        "source_report": source.outputs["report"],
         "code": digest_code("mlops.registry"),
     }
-    return book.run(KIND, product=product, inputs=inputs, action=register, is_present=is_present)
+    return bench.book.run(KIND, product=product, inputs=inputs, action=register, is_present=is_present)

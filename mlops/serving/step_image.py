@@ -12,7 +12,7 @@ from mlops.errors import ServingError
 from mlops.places import Places
 from mlops.provenance.digest import digest_code, digest_json, hex_of
 from mlops.provenance.sql_steps import StepRecord
-from mlops.provenance.steps import StepBook, StepOutcome, StepRun
+from mlops.provenance.steps import StepOutcome, StepRun, Workbench
 from mlops.serving.deploy_spec import load_deploy_spec
 from mlops.serving.image import BuiltImage, ImageRequest, build_image
 from mlops.serving.oci_layout import ImageLayout
@@ -20,31 +20,22 @@ from mlops.serving.oci_layout import ImageLayout
 KIND = "image"
 
 
-def image_step(
-    book: StepBook,
-    places: Places,
-    *,
-    product: str,
-    candidate: str,
-    gate: str,
-    number: int,
-    say: Callable[[str], None],
-) -> StepRun:
+def image_step(bench: Workbench, *, product: str, candidate: str, gate: str, number: int) -> StepRun:
     """Build once per candidate, gate result, version and image spec.
 
     Args:
-        book: Steps of this project.
-        places: Paths of this project.
+        bench: What steps work with.
         product: What is served.
         candidate: Digest of the candidate.
         gate: Digest of the gate result that let it pass.
         number: Number of the model version.
-        say: Told one line per thing that takes long.
 
     Raises:
         ServingError: The candidate is incomplete, or a package cannot be had.
         EnvironmentFault: The machine cannot provide the base layer.
     """
+    places = bench.places
+    say: Callable[[str], None] = lambda line: bench.say(f"      {line}")  # noqa: E731
     request = image_request(places, product=product, candidate=candidate, gate=gate, number=number, say=say)
 
     def build() -> StepOutcome:
@@ -61,7 +52,7 @@ def image_step(
         "deploy_spec": digest_json(request.spec.model_dump(mode="json")),
         "code": digest_code("mlops.serving"),
     }
-    return book.run(KIND, product=product, inputs=inputs, action=build, is_present=is_present)
+    return bench.book.run(KIND, product=product, inputs=inputs, action=build, is_present=is_present)
 
 
 def image_request(

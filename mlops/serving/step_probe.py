@@ -5,45 +5,35 @@ Leaves to others: the trying (probe.py), memoisation and signing (mlops/provenan
 
 from __future__ import annotations
 
-from mlops.clock import Clock
 from mlops.errors import Refusal
 from mlops.files import write_atomically
-from mlops.places import Places
 from mlops.provenance.digest import canonical_json, digest_code, hex_of
 from mlops.provenance.sql_steps import StepRecord
-from mlops.provenance.steps import StepBook, StepOutcome, StepRun
+from mlops.provenance.steps import StepOutcome, StepRun, Workbench
 from mlops.serving.probe import ProbeRequest, ProbeResult, probe_image
 from mlops.serving.runtime import Runtime
 
 KIND = "probe"
 
 
-class _Refused(Exception):  # noqa: N818 - leaves the step without recording it
-    def __init__(self, result: ProbeResult) -> None:
-        super().__init__()
-        self.result = result
-
-
-def probe_step(
-    book: StepBook, places: Places, *, product: str, image: str, candidate: str, runtime: Runtime, clock: Clock
-) -> StepRun | Refusal:
+def probe_step(bench: Workbench, *, product: str, image: str, candidate: str, runtime: Runtime) -> StepRun | Refusal:
     """Probe once per image, candidate and runtime; a failed probe is not recorded as done.
 
     Args:
-        book: Steps of this project.
-        places: Paths of this project.
+        bench: What steps work with.
         product: What is served.
         image: Digest of the image's manifest.
         candidate: Digest of the judged candidate.
         runtime: Boots the image.
-        clock: Time of the result.
 
     Raises:
         ServingError: The image or the candidate cannot be read.
         EnvironmentFault: The runtime does not work on this machine.
     """
 
-    def probe() -> StepOutcome:
+    places, clock = bench.places, bench.clock
+
+    def probe() -> StepOutcome | Refusal:
         folder = places.candidates / hex_of(candidate)
         result = probe_image(
             ProbeRequest(layout=places.images, digest=image, candidate_folder=folder, clock=clock), runtime=runtime
@@ -51,7 +41,7 @@ def probe_step(
         path = places.evidence / hex_of(result.digest) / "probe.json"
         write_atomically(path, canonical_json(result.to_json()))
         if not result.is_go:
-            raise _Refused(result)
+            return Refusal(reasons=result.reasons)
         facts = {
             "summary": _summarise(result),
             "runtime": result.runtime,
@@ -65,10 +55,7 @@ def probe_step(
         return (places.root / record.facts["report"]).is_file() and record.facts["runtime"] == runtime.name
 
     inputs = {"image": image, "candidate": candidate, "code": digest_code("mlops.serving")}
-    try:
-        return book.run(KIND, product=product, inputs=inputs, action=probe, is_present=is_present)
-    except _Refused as refused:
-        return Refusal(reasons=refused.result.reasons)
+    return bench.book.run_or_refuse(KIND, product=product, inputs=inputs, action=probe, is_present=is_present)
 
 
 def _summarise(result: ProbeResult) -> str:
