@@ -61,29 +61,25 @@ def import_(name: str, *, accept_changes: bool, dry_run: bool, is_json: bool) ->
 @JSON
 def list_(*, is_json: bool) -> None:
     """Datasets with their pinned versions."""
-    from mlops.datasets.pins import load_pins
-    from mlops.datasets.recipe import list_recipes
+    from mlops.datasets.listing import list_datasets
     from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
 
-    places = open_project().places
-    pins = load_pins(places.datasets_dvc)
-    found = [
-        {
-            "dataset": name,
-            "digest": pins[name].manifest if name in pins else None,
-            "dvc_digest": pins[name].dvc_digest if name in pins else None,
-            "rows": pins[name].rows if name in pins else None,
-            "bytes": pins[name].bytes if name in pins else None,
-        }
-        for name in sorted({*list_recipes(places), *pins})
-    ]
+    found = list_datasets(open_project().places)
     if is_json:
         emit_json(found)
     else:
         click.echo(
             render_table(
                 ["dataset", "rows", "bytes", "version"],
-                [[r["dataset"], r["rows"] or "-", r["bytes"] or "-", r["digest"] or "not imported"] for r in found],
+                [
+                    [
+                        r["dataset"],
+                        r["rows"] or "-",
+                        r["bytes"] or "-",
+                        r["digest"] or r["dvc_digest"] or "not imported",
+                    ]
+                    for r in found
+                ],
             )
         )
 
@@ -109,17 +105,18 @@ def show(name: str, *, is_json: bool) -> None:
 @JSON
 def verify(name: str, *, is_json: bool) -> None:
     """Hash every object of the pinned version wherever it lies; exit 1 when something is missing or changed."""
-    from mlops.datasets.importing import find_damage
-    from mlops.datasets.pins import require_pin
+    from mlops.datasets.parts import require_part_pins
+    from mlops.datasets.verifying import find_damage, pinned_digest
     from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
 
     places = open_project().places
-    pin = require_pin(places, name)
-    damage = find_damage(places, name, dvc_digest=pin.dvc_digest, hash_bytes=1 << 62)
+    require_part_pins(places, name)
+    dvc_digest = pinned_digest(places, name)
+    damage = find_damage(places, name, dvc_digest=dvc_digest, hash_bytes=1 << 62)
     if is_json:
-        emit_json({"dataset": name, "dvc_digest": pin.dvc_digest, "damage": list(damage)})
+        emit_json({"dataset": name, "dvc_digest": dvc_digest, "damage": list(damage)})
     elif not damage:
-        click.echo(f"{name} {pin.manifest}: every digest holds, in cache, remotes and workspace")
+        click.echo(f"{name} {dvc_digest}: every digest holds, in cache, remotes and workspace")
     for line in () if is_json else damage:
         click.echo(f"  - {line}", err=True)
     if damage:

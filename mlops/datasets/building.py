@@ -16,11 +16,12 @@ import pyarrow as pa
 
 from mlops.datasets.formats import read_blocks
 from mlops.datasets.manifest import MANIFEST_FILE, SCHEMA_FILE, Manifest, Shard, render_manifest
+from mlops.datasets.parts import Part, plan_parts
 from mlops.datasets.pins import render_directory
 from mlops.datasets.recipe import Recipe
 from mlops.datasets.schema import SUBJECT_COLUMN, Schema, render_schema
 from mlops.datasets.shards import (
-    ColumnDigests,
+    ColumnSums,
     GroupSpool,
     describe_shard,
     render_shard,
@@ -39,6 +40,7 @@ _PRIME = np.uint64(0x9E3779B97F4A7C15)
 class Build:
     """A version built aside."""
 
+    part: Part
     folder: Path
     manifest: Manifest
     schema: Schema
@@ -62,42 +64,59 @@ class Build:
 
 def build_version(
     name: str, recipe: Recipe, *, fetched: tuple[FetchedFile, ...], subject_key: bytes, folder: Path
-) -> Build:
-    """Type, check, group and write all rows below `folder`; nothing else is touched.
+) -> tuple[Build, ...]:
+    """Type, check, group and write all rows, one build for each part, below `folder`; nothing else is touched.
 
     Raises:
         DatasetError: Rows that are not as the recipe says: all violations, by column.
     """
     schema = recipe.to_schema(name)
-    target = folder / "version"
-    target.mkdir(parents=True)
-    digests = ColumnDigests(schema)
-    shards: list[Shard] = []
     hashes: dict[str, list[npt.NDArray[np.uint64]]] = {}
+    built: list[tuple[Part, Path, Manifest]] = []
     with GroupSpool(folder / "spool", schema) as spool:
         _spool_rows(spool, recipe, fetched=fetched, key=subject_key)
-        for split in sorted(schema.splits):
-            for group, rows in spool.iterate_groups(*schema.splits[split]):
-                shards.extend(write_group(target, rows, split=split, group=group, size=recipe.rows_per_shard))
-                digests.update(rows)
-                hashes.setdefault(split, []).append(hash_rows(rows))
-    manifest = Manifest(
-        dataset=name,
+        for part, groups in plan_parts(name, groups=schema.groups, partitions=recipe.partitions):
+            target = folder / (part.name or "version")
+            target.mkdir(parents=True)
+            manifest = _build_part(target, spool, recipe, schema=schema, groups=groups, hashes=hashes)
+            built.append((part, target, manifest))
+    overlap = _count_overlap(hashes)
+    return tuple(finish_build(target, manifest, schema, part=part, overlap=overlap) for part, target, manifest in built)
+
+
+def _build_part(
+    folder: Path,
+    spool: GroupSpool,
+    recipe: Recipe,
+    *,
+    schema: Schema,
+    groups: range,
+    hashes: dict[str, list[npt.NDArray[np.uint64]]],
+) -> Manifest:
+    """Write the shards of some groups; adds row hashes by split."""
+    sums = ColumnSums()
+    shards: list[Shard] = []
+    for group, rows in spool.iterate_groups(groups):
+        split = schema.split_of_group(group)
+        shards.extend(write_group(folder, rows, split=split, group=group, size=recipe.rows_per_shard, sums=sums))
+        hashes.setdefault(split, []).append(hash_rows(rows))
+    return Manifest(
+        dataset=schema.name,
         schema_sha256=hex_of(schema.digest),
-        shards=tuple(shards),
-        columns=digests.finish(),
+        shards=tuple(sorted(shards, key=lambda shard: shard.relpath)),
+        columns=sums.finish(),
         writer=writer_name(),
     )
-    return finish_build(target, manifest, schema, overlap=_count_overlap(hashes))
 
 
-def finish_build(folder: Path, manifest: Manifest, schema: Schema, *, overlap: int) -> Build:
+def finish_build(folder: Path, manifest: Manifest, schema: Schema, *, part: Part, overlap: int) -> Build:
     """Write manifest and `dataset.yaml` beside the shards."""
     written = {MANIFEST_FILE: render_manifest(manifest), SCHEMA_FILE: render_schema(schema).encode()}
     for path, content in written.items():
         (folder / path).write_bytes(content)
     members = {shard.relpath: shard.md5 for shard in manifest.shards}
     return Build(
+        part=part,
         folder=folder,
         manifest=manifest,
         schema=schema,
@@ -107,13 +126,14 @@ def finish_build(folder: Path, manifest: Manifest, schema: Schema, *, overlap: i
     )
 
 
-def write_group(folder: Path, rows: pa.Table, *, split: str, group: int, size: int) -> list[Shard]:
-    """The shards of one isolation group, on disk."""
+def write_group(folder: Path, rows: pa.Table, *, split: str, group: int, size: int, sums: ColumnSums) -> list[Shard]:
+    """The shards of one isolation group, on disk; counted into the column digests."""
     shards = []
     for part, start in enumerate(range(0, rows.num_rows, size)):
         piece = rows.slice(start, size)
         content = render_shard(piece)
         relpath = shard_relpath(split, group=group, part=part)
+        sums.add(piece, relpath=relpath)
         (folder / relpath).parent.mkdir(parents=True, exist_ok=True)
         (folder / relpath).write_bytes(content)
         shards.append(describe_shard(content, relpath=relpath, rows=piece.num_rows, group=group, split=split))

@@ -6,6 +6,7 @@ Leaves to others: building and reading versions.
 from __future__ import annotations
 
 from mlops.datasets.manifest import Manifest
+from mlops.datasets.parts import Part
 from mlops.datasets.pins import Pin
 from mlops.datasets.version import DatasetVersion, load_version_of
 from mlops.errors import DatasetError
@@ -13,11 +14,12 @@ from mlops.errors import DatasetError
 SHOWN = 20
 
 
-def describe_differences(pin: Pin, manifest: Manifest, *, urls: tuple[str, ...]) -> tuple[str, ...]:
+def describe_differences(part: Part, pin: Pin, *, manifest: Manifest, urls: tuple[str, ...]) -> tuple[str, ...]:
     """How a new manifest differs from what is pinned, one line each.
 
     Args:
-        pin: What `datasets.dvc` says.
+        part: Of which dataset.
+        pin: What its DVC file says.
         manifest: The new version.
         urls: Stores where the pinned version's manifest may still be.
     """
@@ -37,7 +39,7 @@ def describe_differences(pin: Pin, manifest: Manifest, *, urls: tuple[str, ...])
             f"writer: {pin.writer or 'unknown'} pinned, {manifest.writer} here; the locked pyarrow gives equal bytes"
         )
     try:
-        pinned = load_version_of(urls, pin.name, dvc_digest=pin.dvc_digest).manifest
+        pinned = load_version_of(urls, part.dataset, dvc_digest=pin.dvc_digest).manifest
     except DatasetError:
         lines.append("shards: the pinned manifest is in no store, so they cannot be compared one by one")
         return tuple(lines)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
@@ -46,7 +46,7 @@ class Manifest:
     """64 hex digits of the schema's digest."""
     shards: tuple[Shard, ...]
     columns: tuple[tuple[str, str], ...] = ()
-    """(column, sha256 hex of its values in manifest order): says which column differs between two imports."""
+    """(column, 64 hex digits of a digest of its values): says which column differs between two imports."""
     writer: str = ""
     """What wrote the parquet files; explains equal values in different bytes."""
 
@@ -125,6 +125,24 @@ def parse_manifest(content: bytes, *, source: str) -> Manifest:
             f"{source} is not a manifest: {error}", hint="import the dataset again, or pull it from a remote"
         ) from error
     return manifest
+
+
+def merge_manifests(parts: tuple[tuple[str, Manifest], ...]) -> Manifest:
+    """One manifest of all partitions: paths below each partition's name, column digests added up."""
+    sums: dict[str, int] = {}
+    for _, manifest in parts:
+        for column, digest in manifest.columns:
+            sums[column] = (sums.get(column, 0) + int(digest, 16)) % 2**256
+    first = parts[0][1]
+    return Manifest(
+        dataset=first.dataset,
+        schema_sha256=first.schema_sha256,
+        shards=tuple(
+            replace(shard, relpath=f"{name}/{shard.relpath}") for name, manifest in parts for shard in manifest.shards
+        ),
+        columns=tuple((column, f"{number:064x}") for column, number in sums.items()),
+        writer=first.writer,
+    )
 
 
 def verify_relpath(relpath: str) -> str:

@@ -42,7 +42,7 @@ class NodeCache:
             self._fill(path, version, shard)
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()
-        return {name: _flat(table.column(name)) for name in table.column_names}
+        return {name: flatten_column(table.column(name)) for name in table.column_names}
 
     def _fill(self, path: Path, version: DatasetVersion, shard: Shard) -> None:
         names = [column.name for column in version.schema.columns if "ignored" not in column.roles]
@@ -62,7 +62,8 @@ class NodeCache:
             ) from error
 
 
-def _flat(column: pa.ChunkedArray) -> np.ndarray:
+def flatten_column(column: pa.ChunkedArray) -> np.ndarray:
+    """A column's values as one flat array, without a copy where it lies in one piece."""
     chunk = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     if pa.types.is_fixed_size_list(chunk.type):
         chunk = chunk.flatten()

@@ -18,16 +18,17 @@ import yaml
 from mlops.datasets.manifest import verify_relpath
 from mlops.errors import DatasetError
 from mlops.files import write_atomically
-from mlops.places import Places
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _DIR_DIGEST = re.compile(r"[0-9a-f]{32}\.dir")
 
 
 @dataclass(frozen=True)
 class Pin:
-    """One dataset's version as `datasets.dvc` says it."""
+    """One out of a DVC file: the version of a dataset or of a partition."""
 
-    name: str
+    path: str
+    """As the DVC file says it, relative to that file."""
     dvc_digest: str
     """`<md5>.dir`"""
     bytes: int
@@ -37,11 +38,11 @@ class Pin:
     rows: int = 0
     writer: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Column to the first 16 hex digits of the sha256 of its values."""
+    """Column to the first 16 hex digits of its digest in the manifest."""
 
 
 def load_pins(path: Path) -> dict[str, Pin]:
-    """Every pinned dataset of the working tree, by name.
+    """Every dataset or partition that a DVC file pins, by the last part of the out's path.
 
     Raises:
         DatasetError: The file is not one that DVC would read.
@@ -49,34 +50,20 @@ def load_pins(path: Path) -> dict[str, Pin]:
     return parse_pins(path.read_text(encoding="utf-8") if path.is_file() else "", source=str(path))
 
 
-def require_pin(places: Places, name: str) -> Pin:
-    """The pinned version of a dataset.
-
-    Raises:
-        DatasetError: None is pinned; says what to do.
-    """
-    pins = load_pins(places.datasets_dvc)
-    if name not in pins:
-        has_recipe = (places.root / "datasets" / f"{name}.yaml").is_file()
-        hint = f"run `mlops dataset import {name}`" if has_recipe else f"pinned datasets: {', '.join(pins) or 'none'}"
-        raise DatasetError(f"datasets.dvc pins no version of dataset {name!r}", hint=hint)
-    return pins[name]
-
-
 def parse_pins(text: str, *, source: str) -> dict[str, Pin]:
-    """Pins in the text of a `datasets.dvc`; outs outside `datasets/` are not ours.
+    """Pins in the text of a DVC file; outs that are no directories are not ours.
 
     Raises:
         DatasetError: as `load_pins`.
     """
     outs = _parse_outs(text, source)
-    return {pin.name: pin for out in outs if (pin := _parse_pin(out, source)) is not None}
+    return {pin.path.rpartition("/")[2]: pin for out in outs if (pin := _parse_pin(out, source)) is not None}
 
 
 def write_pin(path: Path, pin: Pin) -> None:
-    """Put one pin into `datasets.dvc`, keeping all other outs as they are."""
+    """Put one pin into a DVC file, keeping all other outs as they are."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    outs = [out for out in _parse_outs(text, str(path)) if out.get("path") != f"datasets/{pin.name}"]
+    outs = [out for out in _parse_outs(text, str(path)) if out.get("path") != pin.path]
     outs.append(_render_out(pin))
     outs.sort(key=lambda out: str(out.get("path")))
     write_atomically(path, yaml.safe_dump({"outs": outs}, sort_keys=False, allow_unicode=True))
@@ -104,7 +91,7 @@ def render_directory(entries: Mapping[str, str]) -> bytes:
 
 def _parse_outs(text: str, source: str) -> list[dict[str, Any]]:
     try:
-        content = yaml.safe_load(text) or {}
+        content = yaml.load(text, Loader=_LOADER) or {}  # noqa: S506 - the C spelling of SafeLoader
         outs = content.get("outs") or []
         if not all(isinstance(out, dict) for out in outs):
             raise TypeError("`outs` is not a list of mappings")
@@ -114,15 +101,14 @@ def _parse_outs(text: str, source: str) -> list[dict[str, Any]]:
 
 
 def _parse_pin(out: dict[str, Any], source: str) -> Pin | None:
-    folder, _, name = str(out.get("path", "")).rpartition("/")
-    if folder != "datasets":
+    path, digest = str(out.get("path", "")), str(out.get("md5", ""))
+    if path.rpartition("/")[0] not in ("", "datasets") or not (path.startswith("datasets/") or digest.endswith(".dir")):
         return None
-    digest = str(out.get("md5", ""))
     if not _DIR_DIGEST.fullmatch(digest):
-        raise DatasetError(f"{source}: datasets/{name} pins {digest!r}, not the digest of a directory")
+        raise DatasetError(f"{source}: {path} pins {digest!r}, not the digest of a directory")
     meta = out.get("meta") or {}
     return Pin(
-        name=name,
+        path=path,
         dvc_digest=digest,
         bytes=int(out.get("size", 0)),
         files=int(out.get("nfiles", 0)),
@@ -139,7 +125,7 @@ def _render_out(pin: Pin) -> dict[str, Any]:
         "size": pin.bytes,
         "nfiles": pin.files,
         "hash": "md5",
-        "path": f"datasets/{pin.name}",
+        "path": pin.path,
         "meta": {
             "manifest": pin.manifest,
             "rows": pin.rows,

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mlops.datasets.node_cache import NodeCache
+from mlops.datasets.node_cache import NodeCache, flatten_column
 from mlops.datasets.plan import WINDOW_ROWS, EpochPlan, Window, bound_step, count_steps, plan_epoch, verify_layout
-from mlops.datasets.schema import Column
+from mlops.datasets.schema import Column, Schema
 from mlops.datasets.version import DatasetVersion
 
 
@@ -171,6 +172,12 @@ class ShardReader:
             positions=positions,
             rows=columns[""],
         )
+
+
+def tensors_of_table(table: pa.Table, schema: Schema) -> dict[str, Tensor]:
+    """The features of a table (`read_split`) as a model takes them: float32 [N], int64 [N] or float32 [N, *shape]."""
+    columns = {column.name: flatten_column(table.column(column.name)) for column in schema.features}
+    return {column.name: torch.tensor(_as_array(columns, column)) for column in schema.features}
 
 
 def _as_array(table: Mapping[str, np.ndarray], column: Column) -> np.ndarray:

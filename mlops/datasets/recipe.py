@@ -150,6 +150,8 @@ class Recipe(Spec):
     splits: dict[Name, tuple[int, int]]
     rows_per_shard: int = Field(default=262_144, ge=1)
     """An isolation group with more rows is cut into several shards."""
+    partitions: int = Field(default=1, ge=1, le=100_000)
+    """DVC files the shards are spread over, by isolation group; one holds at most about 10,000 shards."""
     source: FilesSource | WheelSource = Field(discriminator="kind")
     format: CsvFormat | OtherFormat | ImagesFormat = Field(discriminator="kind")
     subject: SubjectSource
@@ -188,6 +190,8 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _makes_a_schema(self) -> Self:
+        if self.partitions > self.groups:
+            raise ValueError("there are more `partitions` than isolation `groups`")
         self.to_schema("recipe")
         return self
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -122,10 +121,10 @@ class GroupSpool:
         for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
             self._writer(int(sorted_groups[start])).write_table(ordered.slice(start, end - start))
 
-    def iterate_groups(self, first: int, end: int) -> Iterator[tuple[int, pa.Table]]:
-        """Every group of `[first, end)` that has rows, ascending, its rows sorted by keyed hash."""
+    def iterate_groups(self, groups: range) -> Iterator[tuple[int, pa.Table]]:
+        """Every one of `groups` that has rows, ascending, its rows sorted by keyed hash."""
         self._close_writers()
-        for group in sorted(group for group in self._parts if first <= group < end):
+        for group in sorted(group for group in self._parts if group in groups):
             tables = []
             for part in range(self._parts[group]):
                 with pa.OSFile(str(self._path(group, part))) as source:
@@ -150,28 +149,42 @@ class GroupSpool:
         self._writers.clear()
 
 
-@dataclass
-class ColumnDigests:
-    """sha256 of every column's values in manifest order: tells which column differs between two imports."""
+def digest_columns(rows: pa.Table, *, relpath: str) -> dict[str, int]:
+    """For each column, sha256 of its values in one shard as a number.
 
-    schema: Schema
+    A version's column digest is the sum of its shards' mod 2^256, so changing one shard needs no other shard. It says
+    which column differs between two imports; what protects the bytes is each shard's own sha256.
+    """
+    found = {}
+    for name in rows.column_names:
+        digest = hashlib.sha256(f"{relpath}\n{rows.num_rows}\n".encode())
+        column = rows.column(name).combine_chunks()
+        if pa.types.is_fixed_size_list(column.type):
+            column = column.flatten()
+        if pa.types.is_fixed_size_binary(column.type):
+            digest.update(b"".join(column.to_pylist()))
+        else:
+            digest.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes())
+        found[name] = int.from_bytes(digest.digest(), "big")
+    return found
 
-    def __post_init__(self) -> None:
-        names = [column.name for column in self.schema.columns]
-        self._hashes = {name: hashlib.sha256() for name in [*names, SUBJECT_COLUMN]}
 
-    def update(self, rows: pa.Table) -> None:
-        """Add a shard's rows."""
-        for name, digest in self._hashes.items():
-            column = rows.column(name).combine_chunks()
-            if pa.types.is_fixed_size_list(column.type):
-                column = column.flatten()
-            if pa.types.is_fixed_size_binary(column.type):
-                for value in column.to_pylist():
-                    digest.update(value)
-            else:
-                digest.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes())
+class ColumnSums:
+    """Column digests of a version: sums over its shards."""
+
+    def __init__(self, columns: tuple[tuple[str, str], ...] = ()) -> None:
+        self._sums = {name: int(digest, 16) for name, digest in columns}
+
+    def add(self, rows: pa.Table, *, relpath: str) -> None:
+        """Count a shard in."""
+        for name, number in digest_columns(rows, relpath=relpath).items():
+            self._sums[name] = (self._sums.get(name, 0) + number) % 2**256
+
+    def remove(self, rows: pa.Table, *, relpath: str) -> None:
+        """Count a shard out."""
+        for name, number in digest_columns(rows, relpath=relpath).items():
+            self._sums[name] = (self._sums.get(name, 0) - number) % 2**256
 
     def finish(self) -> tuple[tuple[str, str], ...]:
-        """(column, sha256 hex)."""
-        return tuple((name, digest.hexdigest()) for name, digest in self._hashes.items())
+        """(column, 64 hex digits)."""
+        return tuple((name, f"{number:064x}") for name, number in self._sums.items())

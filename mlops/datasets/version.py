@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlops.datasets.locations import load_locations
-from mlops.datasets.manifest import MANIFEST_FILE, SCHEMA_FILE, Manifest, Shard, parse_manifest
-from mlops.datasets.objects import read_object
-from mlops.datasets.pins import parse_directory, require_pin
+from mlops.datasets.manifest import (
+    MANIFEST_FILE,
+    SCHEMA_FILE,
+    Manifest,
+    Shard,
+    is_digest,
+    merge_manifests,
+    parse_manifest,
+)
+from mlops.datasets.objects import is_local, read_object
+from mlops.datasets.parts import (
+    Part,
+    join_digests,
+    load_part_pins,
+    load_part_pins_at,
+    require_part_pins,
+    split_digest,
+)
+from mlops.datasets.pins import parse_directory
 from mlops.datasets.schema import SUBJECT_COLUMN, Schema
-from mlops.errors import DatasetError
+from mlops.errors import DatasetError, MlopsError
 from mlops.places import Places
 from mlops.provenance.digest import hex_of
 from mlops.specs import parse_spec
@@ -33,7 +50,7 @@ class DatasetVersion:
     digest: str
     """`sha256:…` of the manifest."""
     dvc_digest: str
-    """`<md5>.dir`, as `datasets.dvc` says it."""
+    """`<md5>.dir`, as `datasets.dvc` says it; with partitions `p00000=<md5>.dir,…`."""
     schema: Schema
     manifest: Manifest
     object_urls: tuple[str, ...]
@@ -41,43 +58,83 @@ class DatasetVersion:
 
 
 def load_dataset_version(places: Places, name: str, *, revision: str | None = None) -> DatasetVersion:
-    """The version that `datasets.dvc` pins, or another one by its DVC digest.
+    """The version that the working tree pins, or another one.
 
     Args:
         places: The project.
         name: Of the dataset.
-        revision: `<md5>.dir`; None is what the working tree's `datasets.dvc` pins.
+        revision: What a version is called: `sha256:…` of its manifest, its DVC digest, or a git revision that pins it;
+            None is the working tree.
 
     Raises:
         DatasetError: Unknown dataset or revision, missing or changed objects.
     """
-    dvc_digest = require_pin(places, name).dvc_digest if revision is None else revision
-    return load_version_of(load_locations(places).object_urls, name, dvc_digest=dvc_digest)
+    pins = require_part_pins(places, name) if revision is None else ()
+    urls = load_locations(places).object_urls
+    if revision is not None and revision.endswith(".dir"):
+        return load_version_of(urls, name, dvc_digest=revision)
+    if revision is not None and is_digest(revision):
+        return _find_version(places, urls, name, digest=revision)
+    if revision is not None:
+        pins = load_part_pins_at(places, name, revision=revision)
+    return load_version_of(urls, name, dvc_digest=join_digests(tuple((part, pin.dvc_digest) for part, pin in pins)))
 
 
 def load_version_of(urls: tuple[str, ...], name: str, *, dvc_digest: str) -> DatasetVersion:
-    """The version behind a `.dir`, from whichever store has it.
+    """The version behind its `.dir` objects, from whichever store has them.
 
     Raises:
         DatasetError: Missing or changed objects, or a `.dir` that does not agree with its own manifest.
     """
-    what = f"the directory object of dataset {name}"
+    parts = [(part, _load_part(urls, part, dvc_digest=digest)) for part, digest in split_digest(name, dvc_digest)]
+    version = parts[0][1]
+    if len(parts) == 1:
+        return version
+    manifest = merge_manifests(tuple((part.name, other.manifest) for part, other in parts))
+    return replace(version, manifest=manifest, digest=manifest.digest, dvc_digest=dvc_digest)
+
+
+def _load_part(urls: tuple[str, ...], part: Part, *, dvc_digest: str) -> DatasetVersion:
+    what = f"the directory object of {part.folder}"
     members = parse_directory(read_object(urls, dvc_digest, what=what), source=dvc_digest)
     contents = {}
     for file in (MANIFEST_FILE, SCHEMA_FILE):
         if file not in members:
-            raise DatasetError(f"{dvc_digest} of dataset {name} has no {file}", hint="was it added by another tool?")
-        contents[file] = read_object(urls, members[file], what=f"{file} of dataset {name}")
-    manifest = parse_manifest(contents[MANIFEST_FILE], source=f"{MANIFEST_FILE} of {name}")
-    schema = parse_spec(contents[SCHEMA_FILE].decode(), Schema, source=f"{SCHEMA_FILE} of {name}")
+            raise DatasetError(f"{dvc_digest} of {part.folder} has no {file}", hint="was it added by another tool?")
+        contents[file] = read_object(urls, members[file], what=f"{file} of {part.folder}")
+    manifest = parse_manifest(contents[MANIFEST_FILE], source=f"{MANIFEST_FILE} of {part.folder}")
+    schema = parse_spec(contents[SCHEMA_FILE].decode(), Schema, source=f"{SCHEMA_FILE} of {part.folder}")
     _verify_agreement(manifest, schema, members, dvc_digest=dvc_digest)
     return DatasetVersion(
-        name=name,
+        name=part.dataset,
         digest=manifest.digest,
         dvc_digest=dvc_digest,
         schema=schema,
         manifest=manifest,
         object_urls=urls,
+    )
+
+
+def _find_version(places: Places, urls: tuple[str, ...], name: str, *, digest: str) -> DatasetVersion:
+    """The version with a manifest digest: the pinned one, or one whose `.dir` lies in a store on this machine."""
+    pins = load_part_pins(places, name)
+    if pins:
+        version = load_version_of(
+            urls, name, dvc_digest=join_digests(tuple((part, pin.dvc_digest) for part, pin in pins))
+        )
+        if version.digest == digest:
+            return version
+    for path in (path for url in urls if is_local(url) for path in sorted(Path(url).glob("??/*.dir"))):
+        try:
+            version = load_version_of(urls, name, dvc_digest=path.parent.name + path.name)
+        except MlopsError:
+            continue  # another dataset, another tool, or damaged: not the one that is looked for
+        if version.digest == digest:
+            return version
+    raise DatasetError(
+        f"no version {digest} of dataset {name} in any store on this machine",
+        items=urls,
+        hint="name it by a git revision whose datasets.dvc pins it",
     )
 
 

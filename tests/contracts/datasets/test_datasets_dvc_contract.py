@@ -83,8 +83,11 @@ def test_dvc_itself_pulls_what_we_wrote_and_pinned(places):
     store = add_all(places)
     store.push(list(members().values()), directory=directory_digest())
     size = sum(map(len, CONTENTS.values()))
-    write_pin(places.datasets_dvc, Pin("people", directory_digest(), size, 3, "sha256:" + "0" * 64, columns={"a": "b"}))
-    write_pin(places.datasets_dvc, Pin("twins", directory_digest(), size, 3, "sha256:" + "0" * 64))
+    write_pin(
+        places.datasets_dvc,
+        Pin("datasets/people", directory_digest(), size, 3, "sha256:" + "0" * 64, columns={"a": "b"}),
+    )
+    write_pin(places.datasets_dvc, Pin("datasets/twins", directory_digest(), size, 3, "sha256:" + "0" * 64))
     subprocess.run(["git", "init", "-q", str(places.root)], check=True)
     import shutil
 

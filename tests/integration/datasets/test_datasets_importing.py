@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from mlops.datasets.importing import find_damage, find_present_version, import_dataset
+from mlops.datasets.importing import import_dataset
 from mlops.datasets.locations import load_locations
 from mlops.datasets.objects import object_path
 from mlops.datasets.pins import load_pins
+from mlops.datasets.verifying import find_damage, find_present_version
 from mlops.datasets.version import load_dataset_version, read_split
 from mlops.errors import DatasetError, MlopsError
 from mlops.places import Places

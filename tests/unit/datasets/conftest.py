@@ -71,7 +71,8 @@ class People:
         recipe = self.load_recipe()
         key = load_subject_key(self.places, recipe.subject_key)
         fetched = fetch_files(self.places, recipe)
-        return build_version("people", recipe, fetched=fetched, subject_key=key, folder=folder)
+        (build,) = build_version("people", recipe, fetched=fetched, subject_key=key, folder=folder)
+        return build
 
 
 def make_rows(count: int) -> list[dict[str, str]]:

@@ -5,7 +5,7 @@ from mlops.datasets.pins import Pin, load_pins, parse_directory, parse_pins, ren
 from mlops.errors import DatasetError
 
 PIN = Pin(
-    name="people",
+    path="datasets/people",
     dvc_digest="0" * 32 + ".dir",
     bytes=10,
     files=3,

@@ -57,7 +57,7 @@ def test_more_groups_than_open_files(version, tmp_path):
         with shards.GroupSpool(tmp_path / str(limit), version.schema, open_files=limit) as spool:
             spool.append(rows.slice(0, 50))
             spool.append(rows.slice(50))
-            found.append(list(spool.iterate_groups(0, 8)))
+            found.append(list(spool.iterate_groups(range(8))))
     assert len(found[0]) == 5
     assert found[0] == found[1]
 
