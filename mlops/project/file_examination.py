@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
 
 from mlops.budgets.spec import load_budgets
 from mlops.budgets.tree import BudgetTree
@@ -24,8 +23,8 @@ from mlops.evaluation.policy import load_policy
 from mlops.places import Places
 from mlops.project.diagnosis import Diagnosis
 from mlops.provenance.git_repository import open_repository
-from mlops.serving.image import ImageSpec
-from mlops.specs import Spec, load_spec
+from mlops.serving.deploy_spec import load_deploy_spec
+from mlops.specs import load_spec
 from mlops.training.spec import SweepSpec, load_sweep_spec, verify_parameters
 from mlops.training.trainer import read_trainer
 
@@ -64,7 +63,7 @@ def _examine_product(places: Places, product: str) -> Iterator[Diagnosis]:
     yield _examine(sweep, lambda: _check_sweep(places, product), places)
     yield _examine(f"training/{product}.py", lambda: _check_trainer(places, product), places)
     yield _examine(f"evaluation/{product}.yaml", lambda: _check_policy(places, product), places)
-    yield _examine(f"deploy/{product}.yaml", lambda: _check_deploy(places, product), places)
+    yield _examine(f"deploy/{product}.yaml", lambda: load_deploy_spec(places, product), places)
 
 
 def _check_sweep(places: Places, product: str) -> None:
@@ -116,16 +115,6 @@ def _find_recipe(places: Places, product: str) -> Recipe | None:
         return load_recipe(places, load_sweep_spec(places.sweep_file(product)).dataset)
     except MlopsError:
         return None  # said with the sweep or the recipe
-
-
-class _DeployFile(Spec):
-    version: Literal[1]
-    product: str
-    image: ImageSpec = ImageSpec()
-
-
-def _check_deploy(places: Places, product: str) -> None:
-    load_spec(places.deploy_file(product), _DeployFile)
 
 
 def _examine_recipe(places: Places, name: str) -> Diagnosis:
