@@ -21,6 +21,7 @@ from mlops.serving.oci_layout import ImageLayout, verify_blob
 
 _WHITEOUT = ".wh."
 _OPAQUE = ".wh..wh..opq"
+_MOST_LINKS = 40
 
 
 def unpack_image(layout: Path, digest: str, target: Path) -> None:
@@ -133,10 +134,28 @@ def _safe_name(name: str) -> PurePosixPath:
 
 
 def _place(target: Path, name: PurePosixPath) -> Path:
-    """The path below `target`, refusing to walk through a link that leads outside."""
-    parent = (target / name.parent).resolve()
-    if not parent.is_relative_to(target.resolve()):
-        raise ServingError(f"layer entry {str(name)!r} would leave the image through a link")
+    """The path below `target`; links among its parents are followed as the image would see them.
+
+    An absolute link starts at the image's root, and `..` stops there, so that nothing leads outside.
+    """
+    parent = target
+    steps = list(reversed(name.parts[:-1]))
+    followed = 0
+    while steps:
+        step = steps.pop()
+        if step == "..":
+            parent = parent.parent if parent != target else parent
+            continue
+        inner = parent / step
+        if inner.is_symlink():
+            followed += 1
+            if followed > _MOST_LINKS:
+                raise ServingError(f"layer entry {str(name)!r} would leave the image: its links go in circles")
+            goal = PurePosixPath(inner.readlink())
+            parent = target if goal.is_absolute() else parent
+            steps.extend(reversed([part for part in goal.parts if part != "/"]))
+        else:
+            parent = inner
     return parent / name.name
 
 

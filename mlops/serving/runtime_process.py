@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class ProcessRuntime:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._children: dict[int, subprocess.Popen[bytes]] = {}
 
     @property
     def name(self) -> str:
@@ -60,6 +62,7 @@ class ProcessRuntime:
                     command, env=environment, cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log,
                     start_new_session=True,
                 )  # fmt: skip
+            self._children[process.pid] = process
             instance = Instance(
                 name=request.name,
                 runtime=self.name,
@@ -78,9 +81,10 @@ class ProcessRuntime:
     def stop(self, instance: Instance, *, timeout_seconds: float) -> int | None:
         """See `Runtime.stop`."""
         process = _find_process(instance)
-        code: int | None = None
         if process is not None:
-            code = _end(process, timeout_seconds=timeout_seconds)
+            _end(process, timeout_seconds=timeout_seconds)
+        child = self._children.pop(int(instance.identity.partition(":")[0]), None)
+        code = None if child is None else child.wait(timeout=timeout_seconds)
         (self._folder / "instances" / f"{instance.name}.json").unlink(missing_ok=True)
         return code
 
@@ -145,18 +149,12 @@ def _find_process(instance: Instance) -> psutil.Process | None:
     return None
 
 
-def _end(process: psutil.Process, *, timeout_seconds: float) -> int | None:
+def _end(process: psutil.Process, *, timeout_seconds: float) -> None:
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGTERM)
-        try:
-            return _wait(process, timeout_seconds)
-        except psutil.TimeoutExpired:
-            process.kill()
-            _wait(process, 10)
-            return -9
-    return None
-
-
-def _wait(process: psutil.Process, seconds: float) -> int | None:
-    code = process.wait(timeout=seconds)
-    return None if code is None else int(code)
+        deadline = time.monotonic() + timeout_seconds
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                process.kill()
+                return
+            time.sleep(0.01)

@@ -1,0 +1,137 @@
+"""The probe passes an honest image, and names what is wrong with others; on every runtime that is here."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from mlops.clock import SystemClock
+from mlops.deploy.runtime_bubblewrap import BubblewrapRuntime
+from mlops.deploy.runtime_podman import PodmanRuntime
+from mlops.serving.image import build_image
+from mlops.serving.probe import ProbeLimits, ProbeRequest, probe_image
+from mlops.serving.runtime import RunRequest
+from mlops.serving.runtime_process import ProcessRuntime
+from mlops.serving.socket_client import SocketClient
+from mlops.serving.testing import write_tiny_candidate
+
+RUNTIMES = {"process": ProcessRuntime, "bubblewrap": BubblewrapRuntime, "podman": PodmanRuntime}
+TOOLS = {"process": "sh", "bubblewrap": "bwrap", "podman": "podman"}
+
+
+@pytest.fixture(scope="session")
+def process_runtime(tmp_path_factory):
+    return ProcessRuntime(tmp_path_factory.mktemp("process"))
+
+
+def _request(bakery, **changes):
+    given = {"layout": bakery.request.layout, "digest": bakery.built.digest, "candidate_folder": bakery.candidate}
+    return ProbeRequest(**{**given, "clock": SystemClock(), **changes})
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_an_honest_image_passes(bakery, tmp_path, name):
+    if shutil.which(TOOLS[name]) is None:
+        pytest.skip(f"{TOOLS[name]} is missing")
+    result = probe_image(_request(bakery), runtime=RUNTIMES[name](tmp_path))
+    assert (result.verdict, result.reasons) == ("PASS", ())
+    assert result.runtime == name
+    assert result.facts["golden_max_difference"] <= 1e-5
+    assert result.facts["exit_code"] == 0
+    assert json.loads(json.dumps(result.to_json()))["facts"]["malformed_requests"] > 50
+
+
+def test_an_image_of_another_model_fails(bakery, process_runtime, tmp_path):
+    write_tiny_candidate(tmp_path / "judged", seed=5)
+    result = probe_image(_request(bakery, candidate_folder=tmp_path / "judged"), runtime=process_runtime)
+    assert result.verdict == "FAIL"
+    assert {reason.code for reason in result.reasons} == {"golden-differs"}
+
+
+def test_limits_that_are_missed_are_named(bakery, process_runtime):
+    limits = ProbeLimits(latency_p99_seconds=1e-9, memory_bytes=1)
+    result = probe_image(_request(bakery, limits=limits), runtime=process_runtime)
+    assert {reason.code for reason in result.reasons} == {"too-slow", "too-much-memory"}
+
+
+def test_an_image_that_does_not_start_fails_with_its_log(bakery, process_runtime):
+    spec = bakery.request.spec.model_copy(update={"environment": {"THREADS": "none"}})
+    built = build_image(bakery.request_with(version="broken-start", spec=spec))
+    result = probe_image(_request(bakery, digest=built.digest), runtime=process_runtime)
+    assert [reason.code for reason in result.reasons] == ["not-ready"]
+    assert "THREADS='none'" in result.reasons[0].text
+
+
+@pytest.mark.system
+def test_the_unpacked_image_answers_a_real_looking_row_over_both_doors(bakery, tmp_path, unused_port):
+    if shutil.which("bwrap") is None:
+        pytest.skip("bwrap is missing")
+    runtime = BubblewrapRuntime(tmp_path)
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        instance = runtime.start(
+            RunRequest(
+                name="real-row",
+                layout=bakery.request.layout,
+                digest=bakery.built.digest,
+                socket_folder=Path(folder),
+                tcp_port=unused_port,
+            )
+        )
+        try:
+            row = {
+                "age": 39,
+                "hours": 40.5,
+                "gain": 2174,
+                "workclass": "State-gov",
+                "sex": "Male",
+                "history": [[0, 0, 0], [0.5, 0, 1]],
+            }
+            answer = _wait_for(instance, {"dataframe_records": [row]})
+            assert answer.status == 200, answer.text
+            prediction = answer.json()["predictions"][0]
+            assert prediction["label"] in ("<=50K", ">50K")
+            assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-6)
+            assert answer.headers["x-model-version"] == "1"
+            assert answer.headers["x-model-digest"] == bakery.request.evidence["candidate"]
+            assert _ask_tcp(unused_port) == 200
+        finally:
+            assert runtime.stop(instance, timeout_seconds=15) in (0, None)
+        assert not runtime.is_running(instance)
+
+
+def _wait_for(instance, body, tries=200):
+    import time
+
+    from mlops.errors import ServingError
+
+    for _ in range(tries):
+        try:
+            with SocketClient(instance.socket, timeout_seconds=10) as client:
+                return client.ask_json("/invocations", body)
+        except ServingError:
+            time.sleep(0.05)
+    raise AssertionError("the server did not come up")
+
+
+def _ask_tcp(port):
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def unused_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
