@@ -1,14 +1,13 @@
-"""From a project to a running sweep: reads spec, dataset version, lock and commit, and opens the crew on Ray.
+"""From a project to a running sweep: reads spec, dataset version and lock, and opens the crew on Ray.
 
-The release step and `mlops sweep launch` both come through here.
-Leaves to others: the sweep itself (mlops/training/sweep).
+The release step and `mlops sweep` both come through here, so that they name the same sweep.
+Leaves to others: the sweep itself (mlops/training/sweep), memoising it (mlops/training/step_sweep).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 from mlops.clock import Clock
 from mlops.datasets.version import DatasetVersion, load_dataset_version
@@ -24,63 +23,43 @@ from mlops.training.leasing import Leases
 from mlops.training.spec import SweepSpec, load_sweep_spec
 from mlops.training.sweep import SweepOutcome, SweepRequest, run_sweep
 
-if TYPE_CHECKING:
-    from mlops.training.ray_worker import SourceRecipe
+WORKER_CODE = (
+    "mlops.datasets.reader",
+    "mlops.datasets.plan",
+    "mlops.training.worker",
+    "mlops.training.measuring",
+    "mlops.training.seeds",
+    "mlops.training.optuna_search",
+    "mlops.training.winner",
+)
+"""The modules that decide which weights come out of a sweep; editing others does not train again."""
 
 
-def launch_sweep(
-    places: Places,
-    *,
-    product: str,
-    ledger: Ledger,
-    clock: Clock,
-    ids: Ids,
-    leases: Leases,
-    mirror: Mirror,
-    say: Callable[[str], None],
-    trials: int | None = None,
-    tags: Mapping[str, str] | None = None,
-    spender: str = "",
-) -> SweepOutcome | Refusal:
-    """Run the sweep of a product on Ray, or go on with it, or read it back; see `run_sweep`.
+def load_launch_spec(places: Places, product: str, *, trials: int | None = None) -> SweepSpec:
+    """The sweep spec of a product, with another number of trials where asked.
 
-    Args:
-        places: The project.
-        product: Whose sweep.
-        ledger: The project's ledger.
-        clock: Time.
-        ids: New identifiers.
-        leases: The lease book.
-        mirror: Shows the sweep in MLflow.
-        say: Prints one line of progress.
-        trials: Instead of the number in the spec.
-        tags: For MLflow.
-        spender: The person in whose name the budget is used.
+    Raises:
+        ProjectError: The file has problems.
     """
     spec = load_sweep_spec(places.sweep_file(product))
-    if trials is not None:
-        spec = SweepSpec.model_validate({**dict(spec), "trials": trials})
-    version = load_dataset_version(places, spec.dataset)
-    request = make_request(places, spec, version=version, tags=tags or {}, spender=spender)
-    with ExitStack() as stack:
-        return run_sweep(
-            request,
-            ledger=ledger,
-            clock=clock,
-            ids=ids,
-            leases=leases,
-            mirror=mirror,
-            open_crew=lambda: stack.enter_context(open_ray_crew(places, spec, version=version, say=say)),
-            say=say,
-        )
+    return spec if trials is None else spec.model_copy(update={"trials": trials})
 
 
 def make_request(
     places: Places, spec: SweepSpec, *, version: DatasetVersion, tags: Mapping[str, str], spender: str
 ) -> SweepRequest:
-    """The request of a sweep with the digests of all that its weights depend on."""
+    """The request of a sweep, with the digests of all that its weights depend on.
+
+    Args:
+        places: The project.
+        spec: What is searched.
+        version: The data.
+        tags: For MLflow, such as `mlops.commit`.
+        spender: The person in whose name the budget is used.
+    """
     contract = contract_of_schema(version.schema, product=spec.product, digest=version.digest)
     lock = digest_file(places.lock_file) if places.lock_file.is_file() else digest_json(None)
+    splits = {name: sum(shard.rows for shard in version.manifest.shards_of(name)) for name in version.schema.splits}
     return SweepRequest(
         spec=spec,
         trainer_file=places.trainer_file(spec.product),
@@ -97,7 +76,7 @@ def make_request(
             digest=version.digest,
             revision=version.dvc_digest,
             source=f"datasets.dvc#datasets/{version.name}",
-            profile={"shards": len(version.manifest.shards)},
+            profile={f"{name}_rows": rows for name, rows in splits.items()},
         ),
         checkpoints=places.checkpoints,
         tags={"mlops.lock": lock, **tags},
@@ -105,41 +84,54 @@ def make_request(
     )
 
 
-WORKER_CODE = (
-    "mlops.datasets.reader",
-    "mlops.datasets.plan",
-    "mlops.training.worker",
-    "mlops.training.measuring",
-    "mlops.training.seeds",
-    "mlops.training.optuna_search",
-    "mlops.training.winner",
-)
-"""The modules that decide which weights come out of a sweep; editing others does not train again."""
+def launch_sweep(
+    places: Places,
+    request: SweepRequest,
+    *,
+    version: DatasetVersion,
+    ledger: Ledger,
+    clock: Clock,
+    ids: Ids,
+    leases: Leases,
+    mirror: Mirror,
+    say: Callable[[str], None],
+) -> SweepOutcome | Refusal:
+    """Run a sweep on Ray, or go on with it, or read it back; see `run_sweep`.
+
+    Raises:
+        EnvironmentFault: No cluster can be reached or started, or it can never hold one worker group.
+    """
+    with ExitStack() as stack:
+        return run_sweep(
+            request,
+            ledger=ledger,
+            clock=clock,
+            ids=ids,
+            leases=leases,
+            mirror=mirror,
+            open_crew=lambda: stack.enter_context(open_ray_crew(places, request.spec, version=version, say=say)),
+            say=say,
+        )
+
+
+def load_version(places: Places, spec: SweepSpec) -> DatasetVersion:
+    """The pinned dataset version that a sweep reads."""
+    return load_dataset_version(places, spec.dataset)
 
 
 @contextmanager
 def open_ray_crew(
     places: Places, spec: SweepSpec, *, version: DatasetVersion, say: Callable[[str], None]
 ) -> Iterator[Crew]:
-    """Connected to Ray, with a crew for this dataset version.
+    """Connected to Ray, with a crew whose workers read this dataset version.
 
     Raises:
         EnvironmentFault: The cluster can never hold one worker group.
     """
-    from mlops.training.ray_worker import SourceRecipe  # imports below load ray, which costs a second
-
-    recipe = SourceRecipe(version, str(places.cache / "decoded"))
-    with open_crew_of(places, spec, source=recipe, say=say) as crew:
-        yield crew
-
-
-@contextmanager
-def open_crew_of(
-    places: Places, spec: SweepSpec, *, source: SourceRecipe, say: Callable[[str], None]
-) -> Iterator[Crew]:
-    """As `open_ray_crew`, for any batch source."""
-    from mlops.training.ray_cluster import connected
-    from mlops.training.ray_worker import WorkerSetup
+    from mlops.training.ray_cluster import (
+        connected,  # ray is imported only when a trial is to be run: it costs a second
+    )
+    from mlops.training.ray_worker import SourceRecipe, WorkerSetup
 
     with connected(places) as cpus:
         from mlops.training.ray_group import RayCrew
@@ -151,9 +143,8 @@ def open_crew_of(
                 hint=f"lower `workers` or `accelerators` in training/{spec.product}.yaml, or use a larger cluster",
             )
         say(f"Ray with {cpus:g} CPUs")
-        for folder in (places.keys_folder, places.cache, places.checkpoints):
-            folder.mkdir(parents=True, exist_ok=True)  # confined workers cannot make folders beside the keys
-        crew = RayCrew(WorkerSetup(source=source, keys_folder=str(places.keys_folder)))
+        recipe = SourceRecipe(version, str(places.cache / "shards"))
+        crew = RayCrew(WorkerSetup(source=recipe, keys_folder=str(places.keys_folder)))
         try:
             yield crew
         finally:

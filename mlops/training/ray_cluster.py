@@ -56,6 +56,8 @@ def connected(places: Places, *, cpus: int | None = None) -> Iterator[float]:
     Raises:
         EnvironmentFault: No cluster can be reached or started.
     """
+    for folder in (places.keys_folder, places.cache, places.checkpoints):
+        folder.mkdir(parents=True, exist_ok=True)  # confined workers cannot make folders beside the keys
     address = os.environ.get("RAY_ADDRESS", "")
     with contextlib.ExitStack() as stack:
         if not address:

@@ -1,0 +1,290 @@
+"""`mlops sweep`: launch, watch, stop, resume and compare sweeps. Leaves to others: driving them (mlops/training)."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from mlops.cli.rendering import emit_json, refuse, render_table
+from mlops.errors import Reason, Refusal
+
+if TYPE_CHECKING:
+    from mlops.project.opening import Project
+    from mlops.training.spec import SweepSpec
+    from mlops.training.sweep import SweepOutcome, SweepRequest
+    from mlops.training.sweep_view import SweepView
+
+
+@click.group()
+def sweep() -> None:
+    """Launch, list, show, stop and resume sweeps."""
+
+
+@sweep.command()
+@click.argument("product")
+@click.option("--trials", type=click.IntRange(min=1), help="Instead of the number in the spec.")
+@click.option("--dry-run", is_flag=True, help="Check spec, trainer and data; start nothing.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON; progress goes to stderr.")
+def launch(product: str, *, trials: int | None, dry_run: bool, as_json: bool) -> None:
+    """Run the sweep of PRODUCT under its budget; one that was interrupted goes on."""
+    from mlops.project.opening import open_project  # heavy: SQLAlchemy, pydantic, torch
+    from mlops.training.launch import load_launch_spec
+    from mlops.training.spec import verify_parameters
+
+    project = open_project()
+    places = project.places
+    spec = load_launch_spec(places, project.require_product(product), trials=trials)
+    verify_parameters(spec, trainer_file=places.trainer_file(product))
+    if dry_run:
+        _show_plan(project, spec, as_json=as_json)
+        return
+    _run(project, spec, as_json=as_json)
+
+
+@sweep.command()
+@click.argument("sweep_id")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON; progress goes to stderr.")
+@click.option("--dry-run", is_flag=True, help="Say what is left to do.")
+def resume(sweep_id: str, *, as_json: bool, dry_run: bool) -> None:
+    """Go on with a stopped or interrupted sweep; finished trials are not repeated."""
+    from mlops.project.opening import open_project
+    from mlops.training.launch import load_launch_spec
+    from mlops.training.sweep_view import load_sweep_row, view_sweep
+
+    project = open_project()
+    row = load_sweep_row(project.ledger, sweep_id)
+    spec = load_launch_spec(project.places, project.require_product(row.product), trials=int(row.spec["trials"]))
+    request = _request(project, spec)
+    changed = sorted(name for name, digest in request.inputs.items() if row.inputs.get(name) != digest)
+    if request.sweep_id != row.sweep_id:
+        text = (
+            f"{', '.join(changed)} changed since {row.sweep_id} began; `mlops sweep launch {row.product}` starts anew"
+        )
+        refuse(Refusal((Reason("inputs-changed", text),)), what=f"{row.sweep_id} is not resumed")
+    if dry_run:
+        view = view_sweep(project.ledger, row.sweep_id, now_us=project.clock.now_us())
+        done = sum(trial.state not in ("RUNNING", "WAITING") for trial in view.trials)
+        click.echo(f"would go on with {row.sweep_id}: {done} of {view.total} trials are done")
+        return
+    _run(project, spec, as_json=as_json)
+
+
+@sweep.command("list")
+@click.argument("product", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def list_(product: str | None, *, as_json: bool) -> None:
+    """All sweeps, newest first."""
+    from mlops.project.opening import open_project
+    from mlops.training.sweep_view import list_views
+
+    project = open_project()
+    views = list_views(project.ledger, product=product, now_us=project.clock.now_us())
+    if as_json:
+        emit_json([view.to_json() for view in views])
+        return
+    rows = [
+        (
+            view.sweep_id,
+            view.product,
+            view.state,
+            f"{_count_done(view)}/{view.total}",
+            _winner(view),
+            f"{view.seconds:.0f} s",
+        )
+        for view in views
+    ]
+    click.echo(
+        render_table(("sweep", "product", "state", "trials", "winner", "time"), rows) if rows else "no sweep yet"
+    )
+
+
+@sweep.command()
+@click.argument("sweep_id")
+@click.option("--follow", is_flag=True, help="Show again every two seconds until it ends.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def show(sweep_id: str, *, follow: bool, as_json: bool) -> None:
+    """One sweep: its trials, metrics, and how the paid time was used."""
+    from mlops.project.opening import open_project
+    from mlops.training.sweep_view import view_sweep
+
+    project = open_project()
+    while True:
+        view = view_sweep(project.ledger, sweep_id, now_us=project.clock.now_us())
+        if as_json:
+            emit_json(view.to_json())
+        else:
+            click.echo(render_sweep(view))
+        if not follow or view.state != "running":
+            return
+        project.clock.sleep(2.0)
+
+
+@sweep.command()
+@click.argument("sweep_id")
+@click.option("--dry-run", is_flag=True, help="Say what would be stopped.")
+def stop(sweep_id: str, *, dry_run: bool) -> None:
+    """Ask a running sweep to stop; its trials commit a checkpoint at their next report."""
+    from mlops.project.opening import open_project
+    from mlops.training.sweep_view import load_sweep_row, show_state, wish_stop
+
+    project = open_project()
+    row = load_sweep_row(project.ledger, sweep_id)
+    state = show_state(row, now_us=project.clock.now_us())
+    if state != "running":
+        click.echo(f"{row.sweep_id} is {state}: nothing to stop")
+    elif dry_run:
+        click.echo(f"would stop {row.sweep_id}, driven by {row.driver}")
+    else:
+        wish_stop(project.ledger, row.sweep_id)
+        click.echo(f"{row.sweep_id} stops at the next report of each trial; go on with `mlops sweep resume`")
+
+
+@sweep.command()
+@click.argument("first")
+@click.argument("second")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def compare(first: str, second: str, *, as_json: bool) -> None:
+    """What differs between two sweeps."""
+    from mlops.project.opening import open_project
+    from mlops.training.sweep_view import compare_sweeps, view_sweep
+
+    project = open_project()
+    now_us = project.clock.now_us()
+    views = [view_sweep(project.ledger, name, now_us=now_us) for name in (first, second)]
+    rows = compare_sweeps(views[0], views[1])
+    if as_json:
+        emit_json(rows)
+        return
+    shown = [(row["what"], row["first"], row["second"], "" if row["is_equal"] else "differs") for row in rows]
+    click.echo(render_table(("", views[0].sweep_id, views[1].sweep_id, ""), shown))
+
+
+def render_sweep(view: SweepView) -> str:
+    """A sweep as plain text, sane in a log file."""
+    use = view.time_use
+    lines = [
+        f"{view.sweep_id}  {view.product}  {view.state}{': ' + view.reason if view.reason else ''}",
+        f"{_count_done(view)} of {view.total} trials, {view.seconds:.0f} s; accelerator-seconds: paid {use.paid:.1f}, "
+        f"busy {use.busy:.1f}, waiting for data {use.data_wait:.1f}",
+    ]
+    names = sorted({name for trial in view.trials for name in trial.metrics})
+    names.sort(key=lambda name: name != view.objective)
+    rows = [
+        (
+            f"{trial.number}{' *' if trial.is_winner else ''}",
+            trial.state,
+            f"{trial.epoch}/{view.epochs}",
+            f"{trial.seconds:.1f} s",
+            *(f"{trial.metrics[name]:.4f}" if name in trial.metrics else "" for name in names),
+            " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
+            if not trial.reason
+            else trial.reason,
+        )
+        for trial in view.trials
+    ]
+    table = render_table(("trial", "state", "epoch", "time", *names, "parameters"), rows)
+    return "\n".join([*lines, "", table]) if rows else "\n".join(lines)
+
+
+def _run(project: Project, spec: SweepSpec, *, as_json: bool) -> None:
+    from mlops.budgets.opening import open_lease_book
+    from mlops.registry.mlflow_runs import open_mirror
+    from mlops.training.launch import launch_sweep, load_version
+
+    version = load_version(project.places, spec)
+    request = _request(project, spec)
+    with open_mirror(project.places, clock=project.clock) as mirror, _quiet_interrupt(project, request.sweep_id):
+        outcome = launch_sweep(
+            project.places,
+            request,
+            version=version,
+            ledger=project.ledger,
+            clock=project.clock,
+            ids=project.ids,
+            leases=open_lease_book(project.places, project.ledger, project.clock, project.ids),
+            mirror=mirror,
+            say=lambda line: click.echo(line, err=as_json),
+        )
+    if isinstance(outcome, Refusal):
+        refuse(outcome, what=f"{request.sweep_id} has no winner")
+    _show_outcome(project, outcome, as_json=as_json)
+
+
+def _request(project: Project, spec: SweepSpec) -> SweepRequest:
+    from mlops.budgets.opening import find_person
+    from mlops.provenance.git_repository import open_repository
+    from mlops.training.launch import load_version, make_request
+
+    version = load_version(project.places, spec)
+    tags = {"mlops.commit": open_repository(project.places.root).head_commit()}
+    return make_request(project.places, spec, version=version, tags=tags, spender=find_person())
+
+
+def _show_plan(project: Project, spec: SweepSpec, *, as_json: bool) -> None:
+    request = _request(project, spec)
+    plan = {
+        "sweep_id": request.sweep_id,
+        "trials": spec.trials,
+        "epochs": spec.epochs,
+        "groups": spec.groups,
+        "workers": spec.workers,
+        "accelerators": str(spec.accelerators),
+        "budget": spec.budget,
+        "sampler": spec.sampler,
+        "pruner": spec.pruner.name,
+        "parameters": sorted(spec.space),
+        "dataset": request.dataset.digest,
+    }
+    if as_json:
+        emit_json(plan)
+        return
+    click.echo(f"would run {request.sweep_id}: {spec.trials} trials of {spec.epochs} epochs")
+    click.echo(
+        f"  on up to {spec.groups} groups of {spec.workers} workers, {spec.accelerators} each; budget {spec.budget}"
+    )
+    click.echo(f"  {spec.sampler} over {', '.join(spec.space)}; dataset {spec.dataset} {request.dataset.digest[7:19]}")
+
+
+def _show_outcome(project: Project, outcome: SweepOutcome, *, as_json: bool) -> None:
+    from mlops.training.sweep_view import view_sweep
+
+    view = view_sweep(project.ledger, outcome.sweep_id, now_us=project.clock.now_us())
+    if as_json:
+        emit_json(view.to_json())
+        return
+    click.echo("")
+    click.echo(render_sweep(view))
+    click.echo(f"\nwinner: trial {outcome.winner.number}, chosen on validation among {len(outcome.trials)} trials")
+
+
+@contextlib.contextmanager
+def _quiet_interrupt(project: Project, sweep_id: str) -> Iterator[None]:
+    """The first Ctrl-C asks the sweep to stop at the next reports; the second ends at once."""
+    from mlops.training.sweep_view import wish_stop
+
+    def on_interrupt(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        click.echo("stopping at the next report of each trial; interrupt again to end at once", err=True)
+        wish_stop(project.ledger, sweep_id)
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _count_done(view: SweepView) -> int:
+    return sum(trial.state not in ("RUNNING", "WAITING") for trial in view.trials)
+
+
+def _winner(view: SweepView) -> str:
+    return "" if view.winner is None else f"trial {view.winner}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,195 @@
+"""What one sees of sweeps: states, trials, metrics, and how the paid time was used; read from the ledger alone.
+
+Leaves to others: printing (mlops/cli/sweep), MLflow's own pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mlops.clock import SECOND_US
+from mlops.errors import TrainingError
+from mlops.ledger.connection import Ledger
+from mlops.training import sql_trials
+from mlops.training.sql_trials import RUNNING, AttemptRow, GroupLeaseRow, SweepRow, TrialRow
+from mlops.training.sweep_book import is_driver_alive
+from mlops.units import Accelerators
+
+
+@dataclass(frozen=True)
+class TimeUse:
+    """Accelerator-seconds of a sweep."""
+
+    paid: float
+    """Under leases, from grant to return."""
+    busy: float
+    """Inside trials."""
+    data_wait: float
+    """Of the busy ones: waiting for batches."""
+
+
+@dataclass(frozen=True)
+class TrialLine:
+    """One trial as people see it."""
+
+    number: int
+    state: str
+    """WAITING until its first attempt."""
+    epoch: int
+    """Epochs reported."""
+    attempts: int
+    seconds: float
+    params: dict[str, Any]
+    metrics: dict[str, float]
+    reason: str
+    is_winner: bool
+    group: str
+    lease_ids: tuple[str, ...]
+    mlflow_run_id: str
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """One sweep as people see it."""
+
+    sweep_id: str
+    product: str
+    state: str
+    """`running`, `interrupted` (its driver died), `finished`, `stopped` or `failed`."""
+    reason: str
+    winner: int | None
+    seconds: float
+    total: int
+    """Trials it will have."""
+    epochs: int
+    objective: str
+    time_use: TimeUse
+    trials: tuple[TrialLine, ...]
+    mlflow_run_id: str
+
+    def to_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def load_sweep_row(ledger: Ledger, sweep_id: str) -> SweepRow:
+    """A sweep by its id or a unique beginning of it.
+
+    Raises:
+        TrainingError: There is none, or several begin so.
+    """
+    with ledger.read() as connection:
+        row = sql_trials.find_sweep(connection, sweep_id)
+    if row is None:
+        raise TrainingError(f"no sweep {sweep_id!r}, or several begin so", hint="`mlops sweep list` shows them")
+    return row
+
+
+def view_sweep(ledger: Ledger, sweep_id: str, *, now_us: int) -> SweepView:
+    """One sweep with its trials.
+
+    Raises:
+        TrainingError: Unknown.
+    """
+    row = load_sweep_row(ledger, sweep_id)
+    with ledger.read() as connection:
+        trials = sql_trials.list_trials(connection, row.sweep_id)
+        attempts = sql_trials.list_attempts(connection, row.sweep_id)
+        reports = sql_trials.list_reports(connection, row.sweep_id)
+        leases = sql_trials.list_group_leases(connection, row.sweep_id)
+    epochs: dict[int, int] = {}
+    for report in reports:
+        epochs[report.number] = max(epochs.get(report.number, 0), report.epoch + 1)
+    objective = row.spec["objective"]
+    return SweepView(
+        sweep_id=row.sweep_id,
+        product=row.product,
+        state=show_state(row, now_us=now_us),
+        reason=row.reason,
+        winner=row.winner,
+        seconds=((row.finished_us or now_us) - row.started_us) / SECOND_US,
+        total=int(row.spec["trials"]),
+        epochs=int(row.spec["epochs"]),
+        objective=(objective if isinstance(objective, dict) else objective[0])["metric"],
+        time_use=sum_time(leases, attempts, now_us=now_us),
+        trials=tuple(
+            _line(trial, row, attempts, epochs=epochs.get(trial.number, 0), now_us=now_us) for trial in trials
+        ),
+        mlflow_run_id=row.mlflow_run_id,
+    )
+
+
+def list_views(ledger: Ledger, *, product: str | None, now_us: int) -> list[SweepView]:
+    """All sweeps, newest first."""
+    with ledger.read() as connection:
+        rows = sql_trials.list_sweeps(connection, product=product)
+    return [view_sweep(ledger, row.sweep_id, now_us=now_us) for row in rows]
+
+
+def show_state(row: SweepRow, *, now_us: int) -> str:
+    """The state, with `interrupted` for a sweep whose driver is dead."""
+    if row.state == "running" and not is_driver_alive(row.driver, seen_us=row.seen_us, now_us=now_us):
+        return "interrupted"
+    return row.state
+
+
+def sum_time(leases: Sequence[GroupLeaseRow], attempts: Sequence[AttemptRow], *, now_us: int) -> TimeUse:
+    """Accelerator-seconds paid, busy and waiting for data."""
+    sizes = {lease.lease_id: Accelerators.parse(lease.accelerators).count for lease in leases}
+    return TimeUse(
+        paid=sum(((lease.ended_us or now_us) - lease.started_us) * sizes[lease.lease_id] for lease in leases)
+        / SECOND_US,
+        busy=sum(attempt.busy_us * sizes.get(attempt.lease_id, 0.0) for attempt in attempts) / SECOND_US,
+        data_wait=sum(attempt.data_wait_us * sizes.get(attempt.lease_id, 0.0) for attempt in attempts) / SECOND_US,
+    )
+
+
+def compare_sweeps(first: SweepView, second: SweepView) -> list[dict[str, Any]]:
+    """What differs between two sweeps: state, winner's parameters and metrics, time."""
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, one: Any, other: Any) -> None:
+        rows.append({"what": name, "first": one, "second": other, "is_equal": one == other})
+
+    add("product", first.product, second.product)
+    add("state", first.state, second.state)
+    add("trials", len(first.trials), len(second.trials))
+    winners = [next((trial for trial in view.trials if trial.is_winner), None) for view in (first, second)]
+    params = [trial.params if trial else {} for trial in winners]
+    metrics = [trial.metrics if trial else {} for trial in winners]
+    add("winner", first.winner, second.winner)
+    for name in sorted({*params[0], *params[1]}):
+        add(f"param {name}", params[0].get(name), params[1].get(name))
+    for name in sorted({*metrics[0], *metrics[1]}):
+        add(f"metric {name}", metrics[0].get(name), metrics[1].get(name))
+    add("paid accelerator-seconds", round(first.time_use.paid, 1), round(second.time_use.paid, 1))
+    return rows
+
+
+def _line(trial: TrialRow, sweep: SweepRow, attempts: Sequence[AttemptRow], *, epochs: int, now_us: int) -> TrialLine:
+    own = [attempt for attempt in attempts if attempt.number == trial.number]
+    begun_us = own[0].started_us if own else now_us
+    return TrialLine(
+        number=trial.number,
+        state="WAITING" if trial.state == RUNNING and not own else trial.state,
+        epoch=epochs,
+        attempts=len(own),
+        seconds=((trial.finished_us or now_us) - begun_us) / SECOND_US,
+        params=trial.params,
+        metrics=trial.metrics,
+        reason=trial.reason,
+        is_winner=sweep.winner == trial.number,
+        group=own[-1].worker_group if own else "",
+        lease_ids=tuple(dict.fromkeys(attempt.lease_id for attempt in own)),
+        mlflow_run_id=trial.mlflow_run_id,
+    )
+
+
+def wish_stop(ledger: Ledger, sweep_id: str) -> None:
+    """Ask the driver of a running sweep to stop at the next report of each trial."""
+    row = load_sweep_row(ledger, sweep_id)
+    with ledger.write() as transaction:
+        sql_trials.update(transaction.connection, sql_trials.sweeps, where={"sweep_id": row.sweep_id}, wish="stop")
+        transaction.append("sweep.stop_wished", row.sweep_id, {})
