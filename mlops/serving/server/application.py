@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,6 +28,8 @@ SERVER_VERSION = "1"
 _JSON = (b"content-type", b"application/json")
 _BINARY = (b"content-type", b"application/octet-stream")
 _EXTENSIONS = ["binary_tensor_data"]
+_TRACE = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+"""W3C Trace Context, version 00 and what may follow it."""
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -127,7 +130,7 @@ class Application:
     async def _read_body(self, call: _Call, receive: Receive) -> bytes:
         limit = self._settings.max_body_bytes
         declared = call.headers.get(b"content-length")
-        if declared is not None and int(declared) > limit:
+        if declared is not None and declared.isdigit() and int(declared) > limit:
             raise BadRequestError(f"the body is larger than {limit} bytes", status=413)
         encoding = call.headers.get(b"content-encoding", b"identity")
         if encoding != b"identity":
@@ -233,7 +236,7 @@ class Application:
         if route is not None and route.model is not None:
             headers.extend(self._fixed[id(route.model)])
         parent = call.headers.get(b"traceparent")
-        if parent is not None and len(parent) == 55:
+        if parent is not None and _TRACE.fullmatch(parent):
             headers.append((b"traceparent", parent))
         if self.is_draining:
             headers.append((b"connection", b"close"))
