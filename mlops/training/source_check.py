@@ -6,6 +6,7 @@ Leaves to others: whether the trainer trains (the trainer check), and known vuln
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ _SECRET_PLUGINS = (
     "MailchimpDetector", "NpmDetector", "OpenAIDetector", "PrivateKeyDetector", "PypiTokenDetector",
     "SendGridDetector", "SlackDetector", "StripeDetector", "TelegramBotTokenDetector", "TwilioKeyDetector",
 )  # fmt: skip
+_PUBLIC_LINE = re.compile(r"subject_key:\s*(\{\s*)?(public|secret):|\bed25519:")
+"""Keys that are public, or only named, by the form of our own files."""
 _SEARCHED = ("training", "evaluation", "budgets", "deploy", "notebooks", "datasets", ".github")
 _SEARCHED_SUFFIXES = frozenset(
     {".py", ".yaml", ".yml", ".json", ".toml", ".ipynb", ".sh", ".cfg", ".ini", ".txt", ".env"}
@@ -187,6 +190,8 @@ def _find_secrets(root: Path, files: Iterable[Path]) -> Iterator[Finding]:
     with transient_settings({"plugins_used": [{"name": name} for name in _SECRET_PLUGINS]}):
         for path in files:
             for secret in scan_file(str(path)):
+                if _PUBLIC_LINE.search(_read_line(path, int(secret.line_number))):
+                    continue
                 text = f"looks like a secret ({secret.type}); keep secrets out of git and name them instead"
                 yield Finding("secret", _relative(path, root), int(secret.line_number), text, True)
 

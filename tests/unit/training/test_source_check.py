@@ -70,6 +70,15 @@ def test_digests_in_project_files_are_no_secrets(tmp_path: Path):
     assert find(make_project(tmp_path, **{"deploy/desired/staging.yaml": text}), "secret") == []
 
 
+def test_public_keys_and_names_of_secrets_are_no_secrets(tmp_path: Path):
+    texts = {
+        "datasets/churn.yaml": "subject_key: {public: churn-example}\n",
+        "datasets/real.yaml": "subject_key: {secret: CHURN_SUBJECT_KEY}\n",
+        "deploy/roles.yaml": f"people: {{ada: {{private_key: 'ed25519:{'A' * 43}='}}}}\n",
+    }
+    assert find(make_project(tmp_path, **texts), "secret") == []
+
+
 def test_only_the_named_files_are_searched_when_they_are_named(tmp_path: Path):
     places = make_project(tmp_path, **{"deploy/scratch.yaml": f"key: {AWS}\n"})
     report = check_source(places, product="income", tracked_files=["training/income.py"])
