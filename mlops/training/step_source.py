@@ -9,7 +9,7 @@ from __future__ import annotations
 from mlops.errors import Refusal
 from mlops.provenance.digest import digest_code, digest_file
 from mlops.provenance.git_repository import open_repository
-from mlops.provenance.steps import StepOutcome, StepRun, Workbench
+from mlops.provenance.steps import PreviewBook, StepOutcome, StepRun, Workbench
 from mlops.training.source_check import check_source, read_tree_state
 
 KIND = "source-check"
@@ -50,12 +50,15 @@ def source_step(bench: Workbench, *, product: str, allow_dirty: bool) -> StepRun
         "code": digest_code("mlops.training.source_check", "mlops.training.source_licences"),
     }
     outcome = StepOutcome(outputs={"report": report.digest}, facts=facts)
+    is_preview = isinstance(bench.book, PreviewBook)  # recording a newer commit is no work worth announcing
     return bench.book.run(
         KIND,
         product=product,
         inputs=inputs,
         action=lambda: outcome,
         is_present=lambda record: (
-            record.outputs["report"] == report.digest and record.facts["is_dirty"] == tree.is_dirty
+            record.outputs["report"] == report.digest
+            and record.facts["is_dirty"] == tree.is_dirty
+            and (is_preview or record.facts["commit"] == tree.commit)  # so the chain names the commit with all files
         ),
     )
