@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from mlops.deploy import traffic_switch
 from mlops.deploy.environment import EnvironmentSpec
 from mlops.deploy.instance_check import GoldenSource
 from mlops.deploy.product_round import ProductOutcome, ProductRound
@@ -140,3 +141,20 @@ def reconciling(site: Site, environment: str) -> Iterator[bool]:
         yield True
     finally:
         os.close(handle)
+
+
+def stop_serving(reconciler: Reconciler, *, is_dry_run: bool = False) -> Iterator[str]:
+    """Stop instances and proxies of an environment on this machine; yields one line each."""
+    for product in reconciler.rules.traffic.ports:
+        folder = reconciler.site.places.serving_state / reconciler.rules.name / product
+        if not folder.is_dir():
+            continue
+        table = reconciler.table_of(product)
+        yield f"{reconciler.rules.name} {product}: proxy and instances"
+        if is_dry_run:
+            continue
+        traffic_switch.write_way_back(folder, None)
+        table.proxy.stop()
+        for slot, instance in table.load_instances().items():
+            reconciler.runtime.stop(instance, timeout_seconds=reconciler.rules.traffic.drain)
+            table.drop_note(slot)

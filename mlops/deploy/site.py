@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mlops.clock import SECOND_US, Clock
-from mlops.deploy.roles import KeyEntry, load_roles
+from mlops.clock import Clock
+from mlops.deploy.chain_rules import RELEASE_KINDS, load_chain_rules, load_machine_keyring
 from mlops.errors import EnvironmentFault
 from mlops.ids import Ids
 from mlops.ledger.connection import Ledger
 from mlops.places import Places
 from mlops.provenance.ed25519 import SigningKey
-from mlops.provenance.keyring import AcceptedKey, KeyRing
+from mlops.provenance.keyring import KeyRing
 from mlops.provenance.keys import MACHINE, make_key
 from mlops.provenance.steps import StepBook
+from mlops.provenance.verify import ChainRules, Loader
 
 _DECIDE_SECONDS = 60.0
 
@@ -32,22 +33,36 @@ class Site:
     clock: Clock
     ids: Ids
     step_book: StepBook
+    manifest_loader: Loader | None = None
+    """How the bytes of a dataset version are checked; by default where DVC keeps them."""
 
     def machine_key(self) -> SigningKey:
         """Signs the machine's commits; made on first use."""
         return make_key(self.places.keys_folder, MACHINE, clock=self.clock)
 
     def load_keyring(self) -> KeyRing:
-        """Keys of people and machines in deploy/roles.yaml, and this machine's own.
+        """Keys of machines whose attestations and commits count: this one's own, and those of deploy/roles.yaml.
 
         Raises:
             ProjectError: deploy/roles.yaml has problems.
         """
-        roles = load_roles(self.places)
-        accepted = [_accept(key, name) for name, person in roles.people.items() for key in person.keys]
-        accepted += [_accept(key, name) for name, machine in roles.machines.items() for key in machine.keys]
-        own = AcceptedKey(public=self.machine_key().public, owner="this machine")
-        return KeyRing([*accepted, own])
+        self.machine_key()
+        return load_machine_keyring(self.places)
+
+    def load_chain_rules(self, *, erased: Mapping[str, str]) -> ChainRules:
+        """What the chain behind an image that is to serve is held against.
+
+        Args:
+            erased: Digest to the erasure certificate under which it was purged.
+
+        Raises:
+            ProjectError: deploy/roles.yaml has problems.
+        """
+        self.machine_key()
+        rules = load_chain_rules(self.places, required_kinds=RELEASE_KINDS | {"probe"}, erased=erased)
+        if self.manifest_loader is None:
+            return rules
+        return replace(rules, loaders={**rules.loaders, "manifest": self.manifest_loader})
 
     def environment_folder(self, environment: str) -> Path:
         """State of one environment on this machine."""
@@ -74,9 +89,3 @@ class Site:
             raise EnvironmentFault(
                 f"another promotion or rollback of {environment} is at work", hint="wait for it and try again"
             ) from error
-
-
-def _accept(key: KeyEntry, owner: str) -> AcceptedKey:
-    end = key.until
-    moment = None if end is None else int(datetime(end.year, end.month, end.day, tzinfo=UTC).timestamp()) * SECOND_US
-    return AcceptedKey(public=key.public, owner=owner, not_after_us=moment)

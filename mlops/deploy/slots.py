@@ -73,6 +73,10 @@ class SlotTable:
         """Nobody is in the slot any more."""
         with traffic_switch.locked(self.folder):
             self.proxy.disable_slot(slot)
+        self.drop_note(slot)
+
+    def drop_note(self, slot: int) -> None:
+        """Remove what is kept of an instance that is gone."""
         self._note_file(slot).unlink(missing_ok=True)
         (traffic_switch.slot_folder(self.folder, slot) / "server.sock").unlink(missing_ok=True)
 
