@@ -13,7 +13,7 @@ import traceback
 import click
 
 from mlops import __version__
-from mlops.errors import EXIT_BUG, MlopsError
+from mlops.errors import EXIT_BUG, EXIT_DONE, MlopsError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
@@ -74,9 +74,8 @@ def run() -> None:
     # onnxruntime >= 1.29 reports home unless this stands in the environment before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
-        mlops(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        code = mlops(standalone_mode=False)  # click returns the code of an `Exit` here instead of raising it
+        sys.exit(code if isinstance(code, int) else EXIT_DONE)
     except click.Abort:
         click.echo("interrupted; run the same command again to go on", err=True)
         sys.exit(130)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,16 @@ def test_an_audit_holds_and_breaks_with_exit_code_one(root: Path) -> None:
     result = call("audit", "verify", digest, "--json")
     assert result.exit_code == 1
     assert any("belongs to nobody" in link["text"] for link in json.loads(result.output)["links"])
+
+
+def test_a_refusal_ends_the_process_with_exit_code_one(root: Path) -> None:
+    digest = record_one_step(root)
+    command = [sys.executable, "-m", "mlops.cli", "audit", "verify", digest]
+    assert subprocess.run(command, cwd=root, capture_output=True, check=False).returncode == 0
+    (root / ".mlops" / "keys" / "machine.pem").unlink()
+    refused = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert refused.returncode == 1
+    assert "the chain is broken" in refused.stdout
 
 
 def test_an_unknown_reference_is_a_fault_with_a_hint(root: Path) -> None:
