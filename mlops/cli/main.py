@@ -85,7 +85,7 @@ def run() -> None:
     except MlopsError as error:
         render_error(error)
         sys.exit(error.exit_code)
-    except Exception:  # noqa: BLE001 - the last net: a bug of ours, said as such
+    except Exception:  # the last net: a bug of ours, said as such
         traceback.print_exc()
         click.echo("this is a bug in mlops; please report it with the lines above", err=True)
         sys.exit(EXIT_BUG)
