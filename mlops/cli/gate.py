@@ -22,6 +22,7 @@ def gate() -> None:
 @click.option("--champion", type=click.Path(path_type=Path, exists=True, file_okay=False), help="To compare with.")
 @click.option("--policy", type=click.Path(path_type=Path), help="Instead of evaluation/<product>.yaml.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every sample and attack.")
+@click.option("--self-test", is_flag=True, help="Judge planted models with known defects instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--dry-run", is_flag=True, help="Say what would be judged, and on how many rows.")
 def run(  # noqa: PLR0917 - click calls it by keyword
@@ -30,10 +31,14 @@ def run(  # noqa: PLR0917 - click calls it by keyword
     champion: Path | None,
     policy: Path | None,
     seed: int,
+    self_test: bool,
     as_json: bool,
     dry_run: bool,
 ) -> None:
     """Judge the newest candidate of PRODUCT, or a candidate folder; exit 1 with reasons on a no."""
+    if self_test:
+        _run_self_test(seed=seed, as_json=as_json)
+        return
     from mlops.evaluation import judging, report  # loads scipy and the model's libraries
     from mlops.project.opening import open_project
 
@@ -88,6 +93,22 @@ def show(reference: str, as_json: bool) -> None:
     ]
     click.echo(render_table(("verdict", "", "check", "why"), rows))
     click.echo(f"page   {found / 'gate.html'}")
+
+
+def _run_self_test(*, seed: int, as_json: bool) -> None:
+    from mlops.clock import SystemClock
+    from mlops.evaluation.self_test import run_self_test  # loads torch
+
+    lines = run_self_test(SystemClock(), seed=seed)
+    wrong = [line for line in lines if not line.is_right]
+    if as_json:
+        emit_json([{"planted": line.planted.name, "right": line.is_right, "said": line.said} for line in lines])
+    else:
+        rows = [("right" if line.is_right else "WRONG", line.planted.name, line.said) for line in lines]
+        click.echo(render_table(("gate was", "planted", "stopped by"), rows))
+    if wrong:
+        reasons = [Reason(code="self-test", text=f"{line.planted.name}: the gate said {line.said}") for line in wrong]
+        refuse(Refusal(tuple(reasons)), what=f"the gate is wrong about {len(wrong)} planted models")
 
 
 def _refusal(content: dict[str, Any]) -> Refusal:

@@ -73,25 +73,42 @@ def run_gate(request: GateRequest) -> GateResult:
     The result is a function of the request's values: neither the order of rows, nor the number of checks at once, nor
     the time of day changes it.
     """
-    hearing = open_hearing(request)
-    heard = hear_checks(
-        request.policy.checks,
-        hear=lambda rule: CHECKS[rule.kind](rule, hearing),
+    return judge_hearing(
+        open_hearing(request),
+        candidate=request.candidate.digest,
         clock=request.clock,
+        inputs=_fixed_inputs(request),
         checks_at_once=request.checks_at_once,
         on_finished=request.on_finished,
     )
+
+
+def judge_hearing(
+    hearing: Hearing,
+    *,
+    candidate: str,
+    clock: Clock,
+    inputs: dict[str, str],
+    checks_at_once: int = CHECKS_AT_ONCE,
+    on_finished: Callable[[str, float], None] = lambda name, seconds: None,
+) -> GateResult:
+    """Hear all checks of the policy and decide; `inputs` are digests of what is not laid before the hearing itself."""
+    policy = hearing.policy
+    heard = hear_checks(
+        policy.checks,
+        hear=lambda rule: CHECKS[rule.kind](rule, hearing),
+        clock=clock,
+        checks_at_once=checks_at_once,
+        on_finished=on_finished,
+    )
+    digests, counts = _describe_rows(hearing)
     return GateResult(
-        product=request.policy.product,
-        candidate=request.candidate.digest,
-        policy=request.policy.digest,
-        inputs=_input_digests(request, hearing),
-        settings={
-            "alpha": request.policy.alpha,
-            "seed": request.seed,
-            "rows": {"test": request.test.num_rows, "train": request.train.num_rows},
-        },
-        checks=decide_checks(request.policy, heard),
+        product=policy.product,
+        candidate=candidate,
+        policy=policy.digest,
+        inputs={**inputs, **digests},
+        settings={"alpha": policy.alpha, "seed": hearing.seed, "rows": counts},
+        checks=decide_checks(policy, heard),
         context=_context(hearing),
     )
 
@@ -212,16 +229,19 @@ def _context(hearing: Hearing) -> dict[str, Any]:
     return {"price_of_fairness": price} if price else {}
 
 
-def _input_digests(request: GateRequest, hearing: Hearing) -> dict[str, str]:
-    """Digests of what was judged on, as far as it could be read."""
+def _fixed_inputs(request: GateRequest) -> dict[str, str]:
+    digests = {"manifest": request.dataset_digest, "champion": request.champion and request.champion.digest}
+    return {name: digest for name, digest in digests.items() if digest}
+
+
+def _describe_rows(hearing: Hearing) -> tuple[dict[str, str], dict[str, int]]:
+    """Digests and numbers of rows, as far as they could be read."""
     digests: dict[str, str] = {}
-    if request.dataset_digest is not None:
-        digests["manifest"] = request.dataset_digest
+    counts: dict[str, int] = {}
     for name in ("test", "train"):
         try:
-            digests[name] = (hearing.test if name == "test" else hearing.train).digest
+            rows = hearing.test if name == "test" else hearing.train
         except NotEvaluableError:
             continue
-    if request.champion is not None:
-        digests["champion"] = request.champion.digest
-    return digests
+        digests[name], counts[name] = rows.digest, len(rows)
+    return digests, counts

@@ -144,12 +144,52 @@ class ParityRule(Rule):
     maximum: float = Field(gt=0)
 
 
-class LatencyRule(Rule):
-    """The exported model answers one row fast enough and is small enough; measured, so not part of the digest."""
+class OverlapRule(Rule):
+    """At most this share of test rows is found among the training rows."""
 
-    kind: Literal["budget"]
-    maximum_milliseconds: float = Field(gt=0)
-    """95th percentile of single-row answers on one thread."""
+    kind: Literal["overlap"]
+    maximum: Rate
+    on: Literal["subject", "content"] = "subject"
+    """Same person, or same features and label (which coarse tables repeat by coincidence)."""
+
+
+class MonotoneRule(Rule):
+    """When a number rises, the favourable answer becomes no less likely (or no more likely, if `falls`)."""
+
+    kind: Literal["monotone"]
+    column: str
+    step: float = Field(gt=0)
+    falls: bool = False
+    slack: Rate = 0.0
+    """Change of probability in the wrong direction that does not count."""
+    maximum: Rate
+    """Of the share of rows that violate it."""
+    rows: int = Field(default=2000, ge=50)
+
+
+class InvarianceRule(Rule):
+    """Another value of this category column does not change the answer."""
+
+    kind: Literal["invariance"]
+    column: str
+    maximum: Rate
+    """Of the share of rows whose answer changes with any other value."""
+    rows: int = Field(default=2000, ge=50)
+
+
+class BackdoorRule(Rule):
+    """No pair of values forces an answer that neither value forces alone (a trigger search, as a screen)."""
+
+    kind: Literal["backdoor"]
+    maximum: Rate
+    """Of the share of rows turned by the pair beyond what its two values add up to."""
+    rows: int = Field(default=300, ge=60)
+
+
+class SizeRule(Rule):
+    """The exported model is small enough to serve."""
+
+    kind: Literal["size"]
     maximum_megabytes: float = Field(gt=0)
 
 
@@ -162,7 +202,11 @@ AnyRule = Annotated[
     | EvasionRule
     | MembershipRule
     | ParityRule
-    | LatencyRule,
+    | OverlapRule
+    | MonotoneRule
+    | InvarianceRule
+    | BackdoorRule
+    | SizeRule,
     Field(discriminator="kind"),
 ]
 

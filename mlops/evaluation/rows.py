@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 MISSING = "(missing)"
+SUBJECT = "subject"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Rows:
     labels: NDArray[np.int64]
     groups: Mapping[str, NDArray[np.str_]]
     """Category columns (sensitive or feature) to names of their values, for slices."""
+    subjects: Array | None = None
+    """Keyed hash of each row's person, if the rows have it."""
 
     def __len__(self) -> int:
         return int(self.labels.size)
@@ -61,6 +64,7 @@ class Rows:
             features={name: values[positions] for name, values in self.features.items()},
             labels=self.labels[positions],
             groups={name: values[positions] for name, values in self.groups.items()},
+            subjects=None if self.subjects is None else self.subjects[positions],
         )
 
     def sample(self, size: int, *, seed: int) -> Rows:
@@ -69,6 +73,10 @@ class Rows:
             return self
         chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:size])
         return self.take(chosen)
+
+    def content_keys(self) -> list[bytes]:
+        """Features and label of each row as bytes: equal rows have equal keys."""
+        return [row.tobytes() for row in _feature_bytes(self)]
 
     @property
     def digest(self) -> str:
@@ -94,7 +102,10 @@ def rows_of_table(table: pa.Table, *, schema: Schema) -> Rows:
         for column in schema.columns
         if column.categories and column.name in table.column_names and "label" not in column.roles
     }
-    rows = Rows(features=features, labels=labels, groups=grouped)
+    subjects = None
+    if SUBJECT in table.column_names:
+        subjects = np.array([bytes(value) for value in table.column(SUBJECT).to_pylist()], dtype=object)
+    rows = Rows(features=features, labels=labels, groups=grouped, subjects=subjects)
     return rows.take(_content_order(rows))
 
 
@@ -116,9 +127,17 @@ def _names(table: pa.Table, name: str, *, categories: tuple[str, ...]) -> NDArra
 
 
 def _row_bytes(rows: Rows) -> NDArray[np.uint8]:
+    names = [_as_bytes(np.char.encode(rows.groups[name], "utf-8"), len(rows)) for name in sorted(rows.groups)]
+    return np.concatenate([_feature_bytes(rows), *names], axis=1)
+
+
+def _feature_bytes(rows: Rows) -> NDArray[np.uint8]:
     parts = [rows.labels, *(rows.features[name] for name in sorted(rows.features))]
-    parts += [np.char.encode(rows.groups[name], "utf-8") for name in sorted(rows.groups)]
-    return np.concatenate([np.ascontiguousarray(part).view(np.uint8).reshape(len(rows), -1) for part in parts], axis=1)
+    return np.concatenate([_as_bytes(part, len(rows)) for part in parts], axis=1)
+
+
+def _as_bytes(values: Array, count: int) -> NDArray[np.uint8]:
+    return np.ascontiguousarray(values).view(np.uint8).reshape(count, -1)
 
 
 def _content_order(rows: Rows) -> NDArray[np.intp]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mlops.evaluation.verdicts import CheckResult, Claim, GateResult, JudgedClaim, Verdict
 
-DECIMAL_KINDS = frozenset({"loss", "parity"})
+DECIMAL_KINDS = frozenset({"loss", "parity", "size"})
 """Kinds whose numbers are no shares; all others are shown in percent or points."""
 NEXT_STEPS = {
     "attribute-missing": "join the attribute to the test rows (it need not be an input of the model)",

@@ -69,14 +69,9 @@ def _claim(name: str, tables: tuple[RateTable, ...], *, rule: GapRule, alpha: fl
 
     if len(tables[0].groups) < 2:
         return without("single-group", f"all rows are of one group ({tables[0].groups[0]}): nothing to compare")
-    empty = [
-        f"{table.rate} of {group}"
-        for table in tables
-        for group, total in zip(table.groups, table.totals, strict=True)
-        if not total
-    ]
-    if len(empty) == sum(len(table.groups) for table in tables[:1]):
-        return without("no-positives", f"nothing to count for {', '.join(empty[:3])}")
+    empty = [table.rate for table in tables if not any(table.totals)]
+    if empty:
+        return without("no-positives", f"no row counts for the {' and the '.join(empty)}")
     found = assess_gap(tables, tolerance=rule.maximum, alpha=alpha, minimum_denominator=rule.minimum_denominator)
     if found is None:
         return without("not-estimable", f"fewer than two groups have {rule.minimum_denominator} rows to compare")

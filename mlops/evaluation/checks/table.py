@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.evaluation.checks import artefact, evasion, fairness, membership, quality
+from mlops.evaluation.checks import artefact, backdoor, behaviour, evasion, fairness, membership, quality
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.verdicts import Findings
 
@@ -20,4 +20,9 @@ CHECKS: dict[str, Callable[[Any, Hearing], Findings]] = {
     "evasion": evasion.check_evasion,
     "membership": membership.check_membership,
     "parity": artefact.check_parity,
+    "size": artefact.check_size,
+    "overlap": artefact.check_overlap,
+    "monotone": behaviour.check_monotone,
+    "invariance": behaviour.check_invariance,
+    "backdoor": backdoor.check_backdoor,
 }
