@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import logging
 import os
 import signal
 import socket
@@ -20,6 +22,7 @@ import uvicorn
 import uvloop
 
 from .application import Application
+from .connections import BoundedProtocol, cut_off_late_requests
 from .onnx_model import load_models
 from .settings import Settings, SettingsError, read_settings
 
@@ -39,12 +42,7 @@ def main() -> int:
     """Serve until told to stop; returns the exit code."""
     try:
         settings = read_settings(os.environ)
-        models = load_models(
-            Path(settings.models),
-            threads=settings.threads,
-            max_batch_rows=settings.max_batch_rows,
-            batching=settings.batching,
-        )
+        models = load_models(settings)
         sockets = _open_sockets(settings)
     except (SettingsError, OSError) as error:
         sys.stderr.write(f"cannot start: {error}\n")
@@ -58,6 +56,11 @@ def main() -> int:
         port=settings.port,
         socket=settings.socket,
     )
+    # What exists now stays: the collector need not look at it again, and what a request makes is freed by counting.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     uvloop.run(_serve(application, settings, sockets))
     application.log_event("end")
     for model in models:
@@ -66,10 +69,11 @@ def main() -> int:
 
 
 async def _serve(application: Application, settings: Settings, sockets: list[socket.socket]) -> None:
+    BoundedProtocol.request_seconds = settings.body_timeout_seconds
     config = uvicorn.Config(
         application,
         loop="uvloop",
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -93,7 +97,9 @@ async def _serve(application: Application, settings: Settings, sockets: list[soc
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    sweep = asyncio.create_task(cut_off_late_requests(server.server_state.connections))
     await server.serve(sockets=sockets)
+    sweep.cancel()
 
 
 def _open_sockets(settings: Settings) -> list[socket.socket]:

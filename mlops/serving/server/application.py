@@ -137,21 +137,17 @@ class Application:
             raise BadRequestError("compressed bodies are not accepted", status=415)
         parts: list[bytes] = []
         size = 0
-        try:
-            async with asyncio.timeout(self._settings.body_timeout_seconds):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise BadRequestError("the caller left", status=400)
-                    part = message.get("body", b"")
-                    size += len(part)
-                    if size > limit:
-                        raise BadRequestError(f"the body is larger than {limit} bytes", status=413)
-                    if not message.get("more_body"):
-                        return b"".join((*parts, part)) if parts else part
-                    parts.append(part)
-        except TimeoutError:
-            raise BadRequestError("the body did not arrive in time", status=408) from None
+        while True:
+            message = await receive()  # bounded in time by connections.py
+            if message["type"] == "http.disconnect":
+                raise BadRequestError("the caller left before the body had arrived")
+            part = message.get("body", b"")
+            size += len(part)
+            if size > limit:
+                raise BadRequestError(f"the body is larger than {limit} bytes", status=413)
+            if not message.get("more_body"):
+                return b"".join((*parts, part)) if parts else part
+            parts.append(part)
 
     async def _infer(self, call: _Call, model: OnnxModel) -> Reply:
         if call.headers.get(b"content-type", b"application/json").split(b";")[0].strip() not in _INFERENCE_TYPES:
@@ -165,8 +161,7 @@ class Application:
             contract=model.contract,
             max_rows=self._settings.max_batch_rows,
         )
-        async with asyncio.timeout(self._settings.request_timeout_seconds):
-            answer = await model.predict(request.feed, request.rows)
+        answer = await model.predict(request.feed, request.rows)
         body, json_length = render_inference(request, answer, contract=model.contract, prefix=self._prefixes[model])
         if json_length is None:
             return Reply(200, body)
@@ -179,8 +174,7 @@ class Application:
         rows, feed = parse_scoring(
             call.body, content_type=content_type, contract=model.contract, max_rows=self._settings.max_batch_rows
         )
-        async with asyncio.timeout(self._settings.request_timeout_seconds):
-            answer = await model.predict(feed, rows)
+        answer = await model.predict(feed, rows)
         return Reply(200, render_scoring(answer))
 
     def _make_routes(self) -> dict[str, _Route]:

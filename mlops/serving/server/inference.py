@@ -46,7 +46,7 @@ def parse_json(body: bytes) -> Any:
         BadRequestError: Not such JSON.
     """
     try:
-        return json.loads(body, parse_constant=_refuse_constant)
+        return _DECODER.decode(body.decode())
     except BadRequestError:
         raise
     except (ValueError, RecursionError) as error:
@@ -106,6 +106,9 @@ def render_inference(
 
 def _refuse_constant(name: str) -> NoReturn:
     raise BadRequestError(f"{name} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 class _BinaryReader:

@@ -20,12 +20,16 @@ import numpy as np
 import onnxruntime
 
 from .contract import Column, Contract, load_contract
+from .settings import Settings
 
 LABEL = "label"
 """Our own output beside the model's: the name of the most probable class."""
 INLINE_SECONDS = 0.001
 """A run estimated to be longer goes to a thread, so that health checks are answered meanwhile."""
 PROBABILITIES = "probabilities"
+_RISE = 1.05
+_LEAST_SECONDS = 1e-8
+_EXPIRY_SECONDS = 0.25
 
 Feed = dict[str, Any]
 """Per input its checked values, flat: a list, or an array that came in binary."""
@@ -57,26 +61,29 @@ class _Waiting:
     feed: Feed
     rows: int
     future: asyncio.Future[Answer]
+    since: float
 
 
 class OnnxModel:
     """One version of one product."""
 
-    def __init__(self, folder: Path, *, threads: int, max_batch_rows: int, batching: bool) -> None:
+    def __init__(self, folder: Path, *, settings: Settings) -> None:
         self.contract: Contract = load_contract(folder / "contract.json")
         self.name = self.contract.product
         self.version = folder.name
         evidence = json.loads((folder / "evidence.json").read_text("utf-8"))
         self.evidence: dict[str, str] = {str(name): str(digest) for name, digest in evidence.items()}
         self._golden = json.loads((folder / "golden.json").read_text("utf-8"))["requests"]
-        self._session = _open_session(folder / "model.onnx", threads=threads)
+        self._session = _open_session(folder / "model.onnx", threads=settings.threads)
         self._names = [output.name for output in self.contract.outputs]
-        self._max_batch_rows = max_batch_rows
-        self._batching = batching
+        self._max_batch_rows = settings.max_batch_rows
+        self._batching = settings.batching
+        self._timeout_seconds = settings.request_timeout_seconds
+        self._running: list[_Waiting] = []
         self._waiting: list[_Waiting] = []
         self._is_scheduled = False
-        self._seconds_per_run = 0.0
-        self._seconds_per_row = 0.0
+        self._seconds_per_run = 1.0
+        self._seconds_per_row = 1.0
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"model-{self.name}")
         self.runs = 0
         self.rows = 0
@@ -94,7 +101,7 @@ class OnnxModel:
             body = json.dumps(tensors).encode()
             request = parse_inference(body, json_length=None, contract=self.contract, max_rows=1 << 20)
             started = time.perf_counter()
-            self._run([_Waiting(request.feed, request.rows, _NO_FUTURE)])
+            self._run([_Waiting(request.feed, request.rows, _NO_FUTURE, 0.0)])
             self._learn(request.rows, time.perf_counter() - started)
 
     async def predict(self, feed: Feed, rows: int) -> Answer:
@@ -102,12 +109,14 @@ class OnnxModel:
 
         Raises:
             NotFiniteError: The answer is not finite.
+            TimeoutError: It took too long.
         """
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Waiting(feed, rows, future))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        self._waiting.append(_Waiting(feed, rows, future, loop.time()))
         if not self._is_scheduled:
             self._is_scheduled = True
-            asyncio.get_running_loop().call_soon(self._flush)
+            loop.call_soon(self._flush)
         return await future
 
     def close(self) -> None:
@@ -131,14 +140,28 @@ class OnnxModel:
                 self._is_scheduled = False
             return
         started = time.perf_counter()
+        self._running = batch
+        loop.call_later(_EXPIRY_SECONDS, self._expire)
         running = loop.run_in_executor(self._threads, self._attempt, batch)
 
         def done(finished: asyncio.Future[tuple[list[Answer], BaseException | None]]) -> None:
+            self._running = []
             self._learn(rows, time.perf_counter() - started)
             self._finish(batch, *finished.result())
             self._flush()
 
         running.add_done_callback(done)
+
+    def _expire(self) -> None:
+        """While a thread runs the model: tell callers that have waited too long."""
+        if not self._running:
+            return
+        loop = asyncio.get_running_loop()
+        oldest = loop.time() - self._timeout_seconds
+        for item in (*self._running, *self._waiting):
+            if item.since < oldest and not item.future.done():
+                item.future.set_exception(TimeoutError())
+        loop.call_later(_EXPIRY_SECONDS, self._expire)
 
     def _take_batch(self) -> tuple[list[_Waiting], int]:
         waiting = [item for item in self._waiting if not item.future.done()]  # callers that left are skipped
@@ -189,24 +212,27 @@ class OnnxModel:
         return answers
 
     def _learn(self, rows: int, seconds: float) -> None:
-        """Smoothed cost of a run, split into a fixed part and one per row."""
+        """Cost of a run, split into a fixed part and one per row.
+
+        Down at once, up by a twentieth per run: a run that was merely interrupted by another process says little.
+        """
         if rows == 1:
-            self._seconds_per_run += (seconds - self._seconds_per_run) / 4
+            self._seconds_per_run = min(seconds, self._seconds_per_run * _RISE)
         else:
             per_row = max(0.0, seconds - self._seconds_per_run) / rows
-            self._seconds_per_row += (per_row - self._seconds_per_row) / 4
+            self._seconds_per_row = min(per_row, max(self._seconds_per_row, _LEAST_SECONDS) * _RISE)
 
 
-def load_models(folder: Path, *, threads: int, max_batch_rows: int, batching: bool) -> list[OnnxModel]:
-    """Every version below `<folder>/<product>/<version>/`.
+def load_models(settings: Settings) -> list[OnnxModel]:
+    """Every version below the folder of models, `<product>/<version>/`.
 
     Raises:
         FileNotFoundError: There is none.
     """
-    folders = sorted(path.parent for path in folder.glob("*/*/model.onnx"))
+    folders = sorted(path.parent for path in Path(settings.models).glob("*/*/model.onnx"))
     if not folders:
-        raise FileNotFoundError(f"{folder} holds no <product>/<version>/model.onnx")
-    return [OnnxModel(path, threads=threads, max_batch_rows=max_batch_rows, batching=batching) for path in folders]
+        raise FileNotFoundError(f"{settings.models} holds no <product>/<version>/model.onnx")
+    return [OnnxModel(folder, settings=settings) for folder in folders]
 
 
 def _open_session(path: Path, *, threads: int) -> Any:

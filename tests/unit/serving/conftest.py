@@ -51,13 +51,11 @@ class Server:
 
         return asyncio.run(run())
 
-    async def _ask(self, method, path, body, headers, chunk=1 << 30, is_stuck=False):
+    async def _ask(self, method, path, body, headers, chunk=1 << 30):
         parts = [body[at : at + chunk] for at in range(0, len(body), chunk)] or [b""]
         sent = []
 
         async def receive():
-            if is_stuck and len(parts) == 1:
-                await asyncio.sleep(3600)
             part = parts.pop(0)
             return {"type": "http.request", "body": part, "more_body": bool(parts)}
 
@@ -100,8 +98,10 @@ def make_server(model_root, tmp_path):
     made = []
 
     def make(*, versions=1, batching=True, **settings) -> Server:
-        used = Settings(request_log="none", batching=batching, **settings)
-        models = load_models(model_root, threads=1, max_batch_rows=used.max_batch_rows, batching=used.batching)
+        used = Settings(models=str(model_root), request_log="none", batching=batching, **settings)
+        models = load_models(used)
+        for model in models:
+            model.warm_up()
         kept = models if versions == 2 else [model for model in models if model.version == "1"]
         made.extend(models)
         return Server(kept, used)

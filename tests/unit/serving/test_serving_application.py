@@ -184,7 +184,6 @@ def test_malformed_requests_get_a_sentence(server):
 LIMITS = {
     "a declared length": ({"max_body_bytes": 10}, {}, (("content-length", "11"),), 413),
     "a body without a length": ({"max_body_bytes": 10}, {"chunk": 4}, (), 413),
-    "a body that hangs": ({"body_timeout_seconds": 0.05}, {"chunk": 64, "is_stuck": True}, (), 408),
     "too many rows": ({"max_batch_rows": 0}, {}, (), 400),
     "too many at once": ({"max_concurrency": 0}, {}, (), 503),
 }
