@@ -61,6 +61,7 @@ def gate_step(bench: Workbench, *, product: str, candidate: str, manifest: str, 
             "verdict": str(result.verdict),
             "report": str((judgement.folder / "gate.html").relative_to(places.root)),
             "checks": {check.name: str(check.verdict) for check in result.checks},
+            "files": {path.name: digest_file(path) for path in sorted(judgement.folder.iterdir())},
         }
         return StepOutcome(outputs={"gate": result.digest}, facts=facts)
 

@@ -58,16 +58,23 @@ def _load_candidate(places: Places, _step: StepRecord, digest: str) -> FoundByte
     return FoundBytes(digest_folder(folder) if folder.is_dir() else None, str(folder))
 
 
-def _load_evidence(places: Places, _step: StepRecord, digest: str) -> FoundBytes:
-    """A JSON document in `evidence/<hex>/` or `evidence/<hex>.json`, named by its canonical form or its bytes."""
+def _load_evidence(places: Places, step: StepRecord, digest: str) -> FoundBytes:
+    """`evidence/<hex>/`: the files whose digests the step states, else a JSON document that has the digest itself."""
     base = places.evidence / hex_of(digest)
-    files = sorted(base.glob("*.json")) or [path for path in (base.with_suffix(".json"),) if path.is_file()]
-    if not files:
+    stated = step.facts.get("files")
+    if not base.is_dir():
         return FoundBytes(None, str(base))
-    found = {digest_file(path) for path in files} | {_digest_content(path) for path in files}
-    if digest in found:
+    if isinstance(stated, dict) and stated:
+        for name, expected in stated.items():
+            path = base / name
+            actual = digest_file(path) if path.is_file() else None
+            if actual != expected:
+                return FoundBytes(actual, str(path), problem=f"is not the file with digest {expected}")
         return FoundBytes(digest, str(base))
-    return FoundBytes(digest_file(files[0]), str(files[0]))
+    files = sorted(base.glob("*.json"))
+    if digest in {digest_file(path) for path in files} | {_digest_content(path) for path in files}:
+        return FoundBytes(digest, str(base))
+    return FoundBytes(digest_file(files[0]) if files else None, str(files[0] if files else base))
 
 
 def _digest_content(path: Path) -> str:

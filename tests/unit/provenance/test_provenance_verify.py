@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from mlops.clock import FakeClock
 from mlops.errors import ProvenanceError
 from mlops.ledger import sql_events
-from mlops.provenance.digest import digest_bytes
+from mlops.provenance.digest import digest_bytes, digest_file
 from mlops.provenance.dsse import IN_TOTO_TYPE, parse_envelope, sign_envelope
 from mlops.provenance.keyring import AcceptedKey, KeyRing
 from mlops.provenance.keys import make_key
@@ -92,6 +92,20 @@ def test_changed_bytes_are_broken_even_under_a_certificate(chain: Any) -> None:
     candidate = chain.step("export").outputs["candidate"]
     (next(chain.places.candidates.glob("*/model.onnx"))).write_bytes(b"other")
     assert not chain.verify(erased={candidate: "certificate-7"}).is_verified
+
+
+def test_evidence_is_held_against_the_files_that_the_step_states(chain: Any) -> None:
+    gate = chain.step("gate")
+    folder = next(path for path in chain.places.evidence.iterdir() if path.is_dir())
+    (folder / "gate.html").write_text("<p>PASS</p>")
+    files = {path.name: digest_file(path) for path in folder.iterdir()}
+    chain.record("gate", {**gate.inputs, "code": digest_bytes(b"new")}, gate.outputs, verdict="PASS", files=files)
+    gate_digest = gate.outputs["gate"]
+    assert chain.verify(gate_digest).is_verified
+    (folder / "gate.html").write_text("<p>pass</p>")
+    broken = chain.verify(gate_digest).broken
+    assert [link.name for link in broken] == ["gate"]
+    assert "gate.html" in broken[0].text
 
 
 def test_a_file_added_to_a_candidate_breaks_it(chain: Any) -> None:
