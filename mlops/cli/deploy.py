@@ -1,4 +1,4 @@
-"""`mlops deploy`: serve the desired state on this machine, show and render it. Leaves doing so to others (mlops/deploy)."""
+"""`mlops deploy`: serve the desired state on this machine, show it, render it. Leaves doing so to mlops/deploy."""
 
 from __future__ import annotations
 

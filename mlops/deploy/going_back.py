@@ -69,26 +69,11 @@ def find_good_versions(
     also_but: str = "",
 ) -> list[ServedVersion]:
     """Versions that served well, best first: the noted last known good, then by when they last served."""
-    candidates: dict[str, ServedVersion] = {}
-    for version in _known_versions(release):
-        candidates[version.image] = version
-    served = [row for row in history if row.outcome != FAILED]
-    failed = {row.image for row in history if row.outcome == FAILED}
-    found: list[ServedVersion] = []
+    bad = barred.keys() | {but, also_but}
+    found: dict[str, ServedVersion] = {}
     if release.last_known_good is not None:
-        found.append(replace(release.last_known_good, share=100))
-    for row in served:
-        version = candidates.get(row.image) or ServedVersion(row.number, row.image, "", 100)
-        found.append(replace(version, share=100))
-    unique = {version.image: version for version in reversed(found)}
-    ordered = list(dict.fromkeys(version.image for version in found))
-    return [
-        unique[image]
-        for image in ordered
-        if image not in barred and image not in failed and image not in (but, also_but)
-    ]
-
-
-def _known_versions(release: ReleaseSet) -> tuple[ServedVersion, ...]:
-    good = (release.last_known_good,) if release.last_known_good is not None else ()
-    return (*release.versions, *good)
+        found[release.last_known_good.image] = replace(release.last_known_good, share=100)
+    for row in history:
+        if row.outcome != FAILED:
+            found.setdefault(row.image, ServedVersion(row.number, row.image, row.candidate, 100))
+    return [version for image, version in found.items() if image not in bad]
