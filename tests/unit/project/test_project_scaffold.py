@@ -1,0 +1,117 @@
+"""What `mlops init` writes, and that a failure leaves nothing."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mlops.errors import ProjectError
+from mlops.project.scaffold import (
+    generate_rows,
+    import_scaffold,
+    plan_scaffold,
+    remove_scaffold,
+    render_lock,
+    write_scaffold,
+)
+from mlops.training.source_check import check_source
+from mlops.training.trainer import read_trainer
+
+
+def test_every_room_of_the_layout_is_there(tmp_path: Path):
+    files = plan_scaffold(tmp_path, product="churn")
+    expected = {
+        "datasets.dvc", "datasets/churn.yaml", "datasets/churn.csv", ".dvc/config", "training/churn.py",
+        "training/churn.yaml", "evaluation/churn.yaml", "budgets/company.yaml", "budgets/team.yaml",
+        "budgets/rates.yaml",
+        "deploy/churn.yaml", "deploy/roles.yaml", "deploy/environments/staging.yaml",
+        "deploy/environments/production.yaml", "requirements.lock", ".gitignore", "Makefile", "README.md",
+        ".github/workflows/release.yml",
+    }  # fmt: skip
+    assert expected <= set(files)
+    assert not [name for name, text in files.items() if "__PRODUCT__" in name + text]
+    assert not [name for name in files if name.endswith(".template") or Path(name).stem == "product"]
+
+
+def test_the_workflow_bakes_what_a_push_changed(tmp_path: Path):
+    files = plan_scaffold(tmp_path, product="churn")
+    workflow = yaml.safe_load(files[".github/workflows/release.yml"])
+    steps = workflow["jobs"]["release"]["steps"]
+    assert any("release-changed" in step.get("run", "") for step in steps)
+    assert "mlops release --changed" in files["Makefile"]
+    assert workflow["permissions"] == {"contents": "read"}
+    # what comes from the event goes through the environment, never into the script's text
+    assert not [step for step in steps if "${{ github.event" in step.get("run", "")]
+
+
+def test_the_trainer_is_short_plain_and_without_findings(tmp_path: Path):
+    scaffold = write_scaffold(tmp_path / "new", product="churn")
+    trainer = scaffold.root / "training" / "churn.py"
+    text = trainer.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    imported = {name.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for name in node.names}
+    assert imported == {"torch"}
+    assert read_trainer(trainer).known == {"width", "learning_rate", "batch_size"}
+    from mlops.places import Places
+
+    assert check_source(Places(scaffold.root), product="churn").findings == ()
+
+
+def test_generated_rows_are_the_same_for_a_seed_and_unrelated_to_the_region():
+    rows = [line.split(",") for line in generate_rows(seed=1).splitlines()[1:]]
+    assert rows == [line.split(",") for line in generate_rows(seed=1).splitlines()[1:]]
+    assert rows != [line.split(",") for line in generate_rows(seed=2).splitlines()[1:]]
+    leaves = Counter((row[5], row[6]) for row in rows)
+    rates = [leaves[region, "yes"] / (leaves[region, "yes"] + leaves[region, "no"]) for region in ("north", "south")]
+    assert abs(rates[0] - rates[1]) < 0.05
+    assert len({row[0] for row in rows}) == len(rows)
+
+
+def test_the_lock_holds_exact_versions_without_links_or_local_tags():
+    lines = [line for line in render_lock().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[a-z0-9-]+==[A-Za-z0-9.!]+", line) for line in lines)
+    names = {line.split("==")[0] for line in lines}
+    assert {"torch", "ray", "mlflow", "dvc", "click", "sqlalchemy"} <= names
+    assert not {"mlops", "pytest", "mypy"} & names
+
+
+@pytest.mark.parametrize("name", ["", "Churn", "1st", "a-b", "a b", "../x", "rates", "environments", "x" * 40, "ünï"])
+def test_a_name_that_cannot_be_one_is_refused_before_anything_is_written(name: str, tmp_path: Path):
+    with pytest.raises(ProjectError, match="cannot be a product's name"):
+        write_scaffold(tmp_path / "new", product=name)
+    assert not (tmp_path / "new").exists()
+
+
+def test_files_of_the_user_are_never_overwritten(tmp_path: Path):
+    (tmp_path / "Makefile").write_text("mine", encoding="utf-8")
+    (tmp_path / "README.md").write_text("mine", encoding="utf-8")
+    with pytest.raises(ProjectError) as caught:
+        write_scaffold(tmp_path, product="churn")
+    assert set(caught.value.items) == {"Makefile", "README.md"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Makefile", "README.md"]
+
+
+def test_a_project_inside_a_project_is_refused(tmp_path: Path):
+    write_scaffold(tmp_path / "outer", product="outer")
+    with pytest.raises(ProjectError, match="inside the project"):
+        write_scaffold(tmp_path / "outer" / "inner", product="inner")
+    with pytest.raises(ProjectError, match="is a file"):
+        write_scaffold(tmp_path / "outer" / "Makefile", product="inner")
+
+
+def test_other_files_beside_it_stay_and_taking_back_removes_only_its_own(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "old.txt").write_text("mine", encoding="utf-8")
+    scaffold = write_scaffold(tmp_path, product="churn")
+    import_scaffold(scaffold)
+    assert (tmp_path / "datasets" / "churn" / "manifest.json").is_file()
+    remove_scaffold(scaffold)
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert left == ["notes.txt", "training/old.txt"]
+    assert not (tmp_path / "deploy").exists()
