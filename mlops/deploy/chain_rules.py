@@ -5,18 +5,24 @@ Leaves to others: checking (mlops/provenance/verify.py) and what a broken chain 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 
 from mlops.clock import SECOND_US
 from mlops.datasets.chain_loader import load_manifest_bytes
 from mlops.deploy.roles import load_roles
+from mlops.errors import ProjectError
 from mlops.places import Places
-from mlops.provenance.artefacts import project_loaders
+from mlops.provenance.artefacts import load_source, project_loaders
+from mlops.provenance.digest import digest_json
 from mlops.provenance.keyring import AcceptedKey, KeyRing
 from mlops.provenance.keys import MACHINE, key_file, load_key
-from mlops.provenance.verify import ChainRules
+from mlops.provenance.sql_steps import StepRecord
+from mlops.provenance.verify import ChainRules, FoundBytes
+from mlops.serving.deploy_spec import DeploySpec
+from mlops.specs import parse_spec
+from mlops.training.spec import SweepSpec
 
 RELEASE_KINDS = frozenset({"dataset-import", "sweep", "export", "gate", "registration", "image"})
 """Steps without which an image has no complete chain."""
@@ -63,7 +69,42 @@ def load_chain_rules(
     """
     return ChainRules(
         keyring=load_machine_keyring(places),
-        loaders={**project_loaders(places), "manifest": partial(load_manifest_bytes, places)},
+        loaders={
+            **project_loaders(places),
+            "manifest": partial(load_manifest_bytes, places),
+            "spec": partial(_load_spec, places),
+            "deploy_spec": partial(
+                load_source, places, "deploy/{product}.yaml", digest_content=_parsed(_digest_deploy_spec)
+            ),
+        },
         required_kinds=required_kinds,
         erased=erased or {},
     )
+
+
+def _load_spec(places: Places, step: StepRecord, digest: str) -> FoundBytes:
+    """The source check digests the sweep spec's file, the sweep what stands in it."""
+    pattern = "training/{product}.yaml"
+    if step.kind == "sweep":
+        return load_source(places, pattern, step, digest, digest_content=_parsed(_digest_sweep_spec))
+    return load_source(places, pattern, step, digest)
+
+
+def _parsed(digest: Callable[[str], str]) -> Callable[[bytes], str]:
+    """An old file that this mlops does not understand has no digest."""
+
+    def digest_content(content: bytes) -> str:
+        try:
+            return digest(content.decode())
+        except (ProjectError, UnicodeDecodeError):
+            return ""
+
+    return digest_content
+
+
+def _digest_sweep_spec(text: str) -> str:
+    return digest_json(parse_spec(text, SweepSpec, source="training").to_json())
+
+
+def _digest_deploy_spec(text: str) -> str:
+    return digest_json(parse_spec(text, DeploySpec, source="deploy").image.model_dump(mode="json"))

@@ -6,6 +6,7 @@ Leaves to others: artefacts whose form only an upper room knows (dataset shards)
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,9 @@ def project_loaders(places: Places) -> dict[str, Loader]:
         "probe": partial(_load_evidence, places),
         "image": partial(_load_image, places),
         "version": _load_version,
-        "trainer": partial(_load_source, places, "training/{product}.py"),
-        "spec": partial(_load_source, places, "training/{product}.yaml"),
-        "policy": partial(_load_source, places, "evaluation/{product}.yaml"),
-        "deploy_spec": partial(_load_source, places, "deploy/{product}.yaml"),
-        "lock": partial(_load_source, places, "requirements.lock"),
+        "trainer": partial(load_source, places, "training/{product}.py"),
+        "policy": partial(load_source, places, "evaluation/{product}.yaml"),
+        "lock": partial(load_source, places, "requirements.lock"),
     }
 
 
@@ -113,16 +112,31 @@ def _load_version(step: StepRecord, _digest: str) -> FoundBytes:
     return FoundBytes(digest_json(parts), "the registration's inputs")
 
 
-def _load_source(places: Places, pattern: str, step: StepRecord, digest: str) -> FoundBytes:
-    """A file that people write: in the work tree, else in the git history of its path."""
+def load_source(
+    places: Places,
+    pattern: str,
+    step: StepRecord,
+    digest: str,
+    *,
+    digest_content: Callable[[bytes], str] = digest_bytes,
+) -> FoundBytes:
+    """A file that people write: in the work tree, else in the git history of its path.
+
+    Args:
+        places: The project.
+        pattern: Path with `{product}` in it.
+        step: Gives the product.
+        digest: What is looked for.
+        digest_content: How the step digests the file; what it cannot parse gives "".
+    """
     path = pattern.format(product=step.product)
     place = places.root / path
-    if place.is_file() and digest_file(place) == digest:
+    if place.is_file() and digest_content(place.read_bytes()) == digest:
         return FoundBytes(digest, str(place))
     try:
         repository = open_repository(places.root)
         for commit in repository.commits_of(path):
-            if digest_bytes(repository.read_file(path, revision=commit)) == digest:
+            if digest_content(repository.read_file(path, revision=commit)) == digest:
                 return FoundBytes(digest, f"{path} at commit {commit[:12]}")
     except MlopsError as error:
         return FoundBytes(None, path, is_needed=False, problem=error.message)

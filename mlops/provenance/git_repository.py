@@ -140,7 +140,9 @@ class GitRepository:
         full = self.resolve(commit)
         target.parent.mkdir(parents=True, exist_ok=True)
         top = run_git(self.root, "rev-parse", "--show-toplevel").stdout.decode().rstrip("\n")
-        run_git(self.root, "clone", "--quiet", "--no-checkout", "--no-hardlinks", "--", top, str(target))
+        run_git(
+            self.root, "clone", "--quiet", "--no-checkout", "--shared", "--", top, str(target)
+        )  # rebased commits too
         run_git(target, "checkout", "--quiet", "--detach", full)
         return target / self.prefix
 

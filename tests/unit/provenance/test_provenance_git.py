@@ -130,6 +130,12 @@ def test_a_clone_holds_one_commit_and_no_dirt(repository: GitRepository, tmp_pat
     assert not (root / "dirt.txt").exists()
 
 
+def test_a_commit_that_no_branch_holds_any_more_can_be_cloned(repository: GitRepository, tmp_path: Path) -> None:
+    lost = commit_as_person(repository.root, {"a.txt": "amended away"})
+    run_git(repository.root, "reset", "--quiet", "--hard", "HEAD^")
+    assert (repository.clone_at(lost, tmp_path / "clone") / "a.txt").read_text() == "amended away"
+
+
 def test_a_machine_commit_touches_only_its_paths(repository: GitRepository, tmp_path: Path) -> None:
     (repository.root / "a.txt").write_text("a person is working here")
     run_git(repository.root, "add", "a.txt")
