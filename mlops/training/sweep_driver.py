@@ -139,14 +139,17 @@ class SweepDriver:
         return not open_trials and (bool(self._stopping) or len(self._trials) >= self._total)
 
     def _propose(self) -> None:
-        """Tell what can be told in number order, ask what may be asked; finished trials of the ledger pass at once."""
+        """Ask and tell as far as possible; finished trials of the ledger pass at once.
+
+        Asking comes first: proposal n must not see more than the results up to n - lag, however many are there already.
+        """
         while True:
-            if self._tell_next():
-                continue
             number = len(self._trials)
-            if number >= self._total or self._search.told <= number - self._spec.used_lag or self._stopping:
+            is_due = number < self._total and self._search.told > number - self._spec.used_lag
+            if is_due and not self._stopping:
+                self._ask(number)
+            elif not self._tell_next():
                 return
-            self._ask(number)
 
     def _tell_next(self) -> bool:
         trial = self._trials.get(self._search.told)

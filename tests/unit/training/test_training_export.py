@@ -1,0 +1,123 @@
+"""The candidate folder: same bytes from any folder, answers like torch, no path of this machine inside."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mlops.errors import TrainingError
+from mlops.training.candidate import load_candidate
+from mlops.training.contract import Contract, Output
+from mlops.training.export import ExportRequest, export_candidate, load_parity, round_up
+from mlops.training.trainer import load_trainer
+
+
+@pytest.fixture
+def make_request(make_task, contract, source):
+    def make(folder: Path, **changes) -> ExportRequest:
+        folder.mkdir(parents=True)
+        task = make_task()
+        trainer = folder / "tiny.py"
+        trainer.write_text(Path(task.trainer_file).read_text())
+        params = {"learning_rate": 0.05, "dropout": 0.2}
+        torch.manual_seed(1)
+        module = load_trainer(trainer).model({**params, "columns": contract.column_sizes(), "classes": 2})
+        save_file(module.state_dict(), folder / "weights.safetensors")
+        values = {
+            "trainer_file": trainer,
+            "weights_file": folder / "weights.safetensors",
+            "params": params,
+            "contract": contract,
+            "validation": {"age": source.age, "plan": source.plan},
+            "candidates_folder": folder / "candidates",
+            "sweep_id": "sweep-1",
+            "trial": 3,
+            "seed": 9,
+        }
+        return ExportRequest(**{**values, **changes})
+
+    return make
+
+
+def test_two_folders_give_one_digest_and_no_path_inside(make_request, tmp_path):
+    first = export_candidate(make_request(tmp_path / "one"))
+    second = export_candidate(make_request(tmp_path / "two" / "deeper"))
+    assert first.digest == second.digest
+    content = first.onnx_file.read_bytes()
+    for word in (b"tmp", b"/work", b".py", b"def forward"):
+        assert word not in content
+    model = onnx.load(first.onnx_file)
+    assert [value.name for value in model.graph.input] == ["age", "plan"]
+    assert [value.name for value in model.graph.output] == ["logits", "probabilities"]
+
+
+def test_the_onnx_answers_any_batch_size_like_the_rebuilt_module(make_request, tmp_path, source):
+    candidate = export_candidate(make_request(tmp_path / "one"))
+    module = load_candidate(candidate.folder).load_module()
+    session = onnxruntime.InferenceSession(candidate.onnx_file.read_bytes(), providers=["CPUExecutionProvider"])
+    for rows in (1, 2, 57):
+        columns = {"age": source.age[:rows], "plan": source.plan[:rows]}
+        logits, probabilities = session.run(None, {name: column.numpy() for name, column in columns.items()})
+        with torch.no_grad():
+            expected = module(columns)
+        assert torch.allclose(torch.tensor(logits), expected, atol=1e-5)
+        assert torch.allclose(torch.tensor(probabilities), expected.softmax(1), atol=1e-5)
+
+
+def test_the_folder_says_where_it_comes_from(make_request, tmp_path, contract):
+    candidate = export_candidate(make_request(tmp_path / "one"))
+    assert candidate.folder.name == candidate.digest.removeprefix("sha256:")
+    assert json.loads((candidate.folder / "params.json").read_text()) == {
+        "params": {"learning_rate": 0.05, "dropout": 0.2},
+        "sweep": "sweep-1",
+        "trial": 3,
+        "seed": 9,
+    }
+    assert candidate.contract == contract
+    assert load_parity(candidate)["rows"] == 200
+
+
+def test_a_changed_candidate_is_not_loaded(make_request, tmp_path):
+    candidate = export_candidate(make_request(tmp_path / "one"))
+    (candidate.folder / "parity.json").write_text("{}")
+    with pytest.raises(TrainingError, match="was changed"):
+        load_candidate(candidate.folder)
+
+
+def test_an_export_that_differs_from_torch_leaves_nothing(make_request, tmp_path):
+    request = make_request(tmp_path / "one", parity_bound=-1.0)
+    with pytest.raises(TrainingError, match="differs from torch"):
+        export_candidate(request)
+    assert not request.candidates_folder.exists()
+
+
+def test_weights_of_another_model_are_refused(make_request, tmp_path):
+    request = make_request(tmp_path / "one")
+    save_file({"layers.weight": torch.ones(1)}, request.weights_file)
+    with pytest.raises(TrainingError, match="does not fit"):
+        export_candidate(request)
+
+
+def test_a_model_with_another_width_than_the_classes_is_refused(make_request, tmp_path, contract):
+    wide = replace(contract, classes=("a", "b", "c"), outputs=(Output("logits", "float32", (3,)),))
+    request = make_request(tmp_path / "one", contract=wide)
+    with pytest.raises(TrainingError, match="does not fit"):
+        export_candidate(request)
+
+
+def test_a_contract_comes_back_from_its_json(contract):
+    assert Contract.from_json(json.loads(json.dumps(contract.to_json()))) == contract
+    with pytest.raises(TrainingError, match="version 2"):
+        Contract.from_json({**contract.to_json(), "version": 2})
+    with pytest.raises(TrainingError, match="not complete"):
+        Contract.from_json({"version": 1})
+
+
+@pytest.mark.parametrize(("difference", "rounded"), [(0.0, 0.0), (3e-8, 1e-7), (1e-7, 1e-7), (1.2e-6, 1e-5)])
+def test_a_measured_difference_is_rounded_up(difference, rounded):
+    assert round_up(difference) == rounded

@@ -1,0 +1,120 @@
+"""The sweep spec: every problem at once, and names that the trainer does not know."""
+
+from pathlib import Path
+
+import pytest
+
+from mlops.errors import ProjectError
+from mlops.specs import parse_spec
+from mlops.training.spec import SweepSpec, load_sweep_spec, verify_parameters
+from mlops.training.trainer import load_trainer, read_trainer
+
+ROOT = Path(__file__).parents[3]
+GOOD = """
+version: 1
+product: tiny
+dataset: people
+budget: research
+objective: {metric: loss}
+space:
+  learning_rate: {low: 0.001, high: 0.1, log: true}
+trials: 4
+epochs: 3
+"""
+
+
+def problems_of(text):
+    with pytest.raises(ProjectError) as caught:
+        parse_spec(text, SweepSpec, source="tiny.yaml")
+    return "\n".join(caught.value.items)
+
+
+def test_the_sweeps_of_this_repository_are_valid_and_fit_their_trainers():
+    for path in (ROOT / "training").glob("*.yaml"):
+        spec = load_sweep_spec(path)
+        verify_parameters(spec, trainer_file=path.with_suffix(".py"))
+        assert len(path.with_suffix(".py").read_text().splitlines()) <= 60
+
+
+def test_all_problems_are_reported_at_once_with_their_lines():
+    text = GOOD.replace("trials: 4", "trials: 0").replace("low: 0.001", "low: 7") + "colour: red\nworkers: none\n"
+    found = problems_of(text)
+    assert "tiny.yaml:9: trials" in found
+    assert "the range 7.0 to 0.1 is empty" in found
+    assert "colour: unknown field" in found
+    assert "workers" in found
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    {
+        "empty choices": ("low: 0.001, high: 0.1, log: true", "choices: []", "at least 1 item"),
+        "log of zero": ("low: 0.001", "low: 0", "above 0"),
+        "not finite": ("high: 0.1", "high: .inf", "finite"),
+        "condition on what comes later": ("log: true", "when: {width: 3}", "does not come before"),
+        "constraint without bound": ("trials: 4", "trials: 4\nconstraints: [{metric: gap}]", "exactly one of"),
+        "parameter that the machine gives": ("trials: 4", "trials: 4\nfixed: {columns: 3}", "given by the machine"),
+        "parameter in both": ("trials: 4", "trials: 4\nfixed: {learning_rate: 3}", "space and in fixed"),
+        "first point outside": ("trials: 4", "trials: 4\nfirst: [{width: 3}]", "not in space"),
+        "several objectives without nsga2": (
+            "objective: {metric: loss}",
+            "objective: [{metric: loss}, {metric: gap}]",
+            "nsga2",
+        ),
+        "lag below groups": ("trials: 4", "trials: 4\nlag: 1\ngroups: 3", "always wait"),
+        "divided accelerator": ("trials: 4", "trials: 4\naccelerators: 0.5xh100", "cannot be divided"),
+    }.values(),
+)
+def test_a_bad_spec_says_why(old, new, said):
+    assert old in GOOD
+    assert said in problems_of(GOOD.replace(old, new))
+
+
+def test_names_that_trainer_and_sweep_do_not_share_are_refused_with_a_suggestion(stage):
+    spec = parse_spec(GOOD.replace("learning_rate", "learning_rat"), SweepSpec, source="tiny.yaml")
+    with pytest.raises(ProjectError) as caught:
+        verify_parameters(spec, trainer_file=stage.trainer)
+    assert any("did you mean 'learning_rate'" in item for item in caught.value.items)
+    assert any("reads params['learning_rate'], which the sweep does not give" in item for item in caught.value.items)
+
+
+def test_a_trainer_is_read_without_running_it(tmp_path):
+    path = tmp_path / "t.py"
+    path.write_text(
+        "raise SystemExit\ndef model(params):\n    return params['a'], params.get('b')\n"
+        "def train(worker, params):\n    return params['columns']\n"
+    )
+    trainer = read_trainer(path)
+    assert (trainer.required, trainer.optional, trainer.known) == ({"a", "columns"}, {"b"}, {"a", "b"})
+    path.write_text("PARAMETERS = ('x', 'y')\n" + path.read_text())
+    assert read_trainer(path).known == {"x", "y"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def model(params): pass", "train(worker, params) is missing"),
+        ("def model(p): pass\ndef train(worker, params): pass", "model(params) is missing"),
+        ("def model(params:\n", "not valid Python"),
+    ],
+)
+def test_a_file_that_is_no_trainer_says_what_is_missing(tmp_path, text, said):
+    path = tmp_path / "t.py"
+    path.write_text(text)
+    with pytest.raises(ProjectError) as caught:
+        read_trainer(path)
+    assert said in "\n".join([caught.value.message, *caught.value.items])
+
+
+def test_a_trainer_that_fails_on_import_is_named(tmp_path):
+    path = tmp_path / "t.py"
+    path.write_text("def model(params): pass\ndef train(worker, params): pass\n1 / 0\n")
+    with pytest.raises(Exception, match="fails when imported: ZeroDivisionError"):
+        load_trainer(path)
+
+
+def test_conditions_may_name_earlier_and_fixed_parameters():
+    text = GOOD.replace("trials: 4", "trials: 4\nfixed: {kind: big}").replace(
+        "trials", "  momentum: {low: 0, high: 1, when: {kind: big}}\ntrials", 1
+    )
+    assert parse_spec(text, SweepSpec, source="tiny.yaml").space["momentum"].when == {"kind": "big"}

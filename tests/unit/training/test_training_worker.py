@@ -1,0 +1,95 @@
+"""The worker in one process: resume is bit-equal, and what a trainer does wrong is said in one sentence."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mlops.training.attempt import Answer
+from mlops.training.worker import run_attempt
+
+
+def run(task, source, channel, **options):
+    return run_attempt(task, source=source, channel=channel, rank=0, world_size=1, device="cpu", **options)
+
+
+def with_body(task, tmp_path, body):
+    """A trainer whose train() has another body."""
+    path = tmp_path / "other.py"
+    path.write_text(
+        Path(task.trainer_file).read_text().split("def train(")[0] + f"def train(worker, params):\n{body}\n"
+    )
+    return replace(task, trainer_file=str(path))
+
+
+START = "    net = model(params)\n    state = {'model': net}\n"
+
+
+def test_an_attempt_reports_each_epoch_and_writes_its_weights(make_task, source, channel):
+    listened = channel()
+    result = run(make_task(), source, listened)
+    assert result.outcome == "complete", result.reason
+    assert [sorted(report) for report in listened.reports] == [
+        ["accuracy", "equalized_odds_gap_region", "loss", "selection_rate_gap_region"]
+    ] * 3
+    assert result.weights_sha256 == "sha256:" + hashlib.sha256(Path(result.weights_file).read_bytes()).hexdigest()
+
+
+def test_one_seed_gives_equal_weights_and_another_seed_others(make_task, source, channel, tmp_path):
+    digests = [
+        run(make_task(seed=seed, trial_folder=str(tmp_path / str(n))), source, channel()).weights_sha256
+        for n, seed in enumerate((7, 7, 8))
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_a_resumed_attempt_equals_an_uninterrupted_one_bit_by_bit(make_task, source, channel, tmp_path, stop_after):
+    whole, heard = make_task(trial_folder=str(tmp_path / "whole")), channel()
+    expected = run(whole, source, heard)
+    answers = [Answer.CONTINUE] * (stop_after - 1) + [Answer.YIELD]
+    first = run(make_task(), source, channel(answers=answers))
+    assert first.outcome == "yielded"
+    later = channel()
+    second = run(make_task(attempt=1), source, later)
+    assert second.weights_sha256 == expected.weights_sha256
+    assert later.reports == heard.reports[stop_after:]
+
+
+def test_a_pruned_attempt_ends_without_weights_even_inside_a_catch_all(make_task, source, channel, tmp_path):
+    body = (
+        START
+        + "    try:\n        for _ in worker.epochs(state):\n            worker.report({'loss': 1.0})\n"
+        + "    except Exception:\n        raise SystemExit(3)"
+    )
+    result = run(with_body(make_task(), tmp_path, body), source, channel(answers=[Answer.PRUNE]))
+    assert (result.outcome, result.weights_file) == ("pruned", "")
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    {
+        "loss that is not a number": ("        worker.report({'loss': float('nan')})", "loss is nan"),
+        "metric that the sweep needs is missing": ("        worker.report({'accuracy': 1.0})", "loss"),
+        "epoch without a report": ("        pass", "without worker.report"),
+        "exception": ("        raise KeyError('colour')", "other.py:24: KeyError: 'colour'"),
+        "test split": ("        list(worker.batches('test', batch_size=8))", "test split"),
+        "left the loop early": ("        worker.report({'loss': 1.0})\n        break", "before its last epoch"),
+    }.values(),
+)
+def test_what_a_trainer_does_wrong_is_the_reason_of_its_trial(make_task, source, channel, tmp_path, body, said):
+    task = with_body(make_task(), tmp_path, f"{START}    for _ in worker.epochs(state):\n{body}")
+    result = run(task, source, channel())
+    assert result.outcome == "failed"
+    assert said in result.reason
+
+
+def test_a_trainer_without_epochs_is_told_so(make_task, source, channel, tmp_path):
+    result = run(with_body(make_task(), tmp_path, "    pass"), source, channel())
+    assert "worker.epochs" in result.reason
+
+
+def test_a_yield_at_the_last_epoch_finishes_instead(make_task, source, channel):
+    result = run(make_task(epochs=1), source, channel(answers=[Answer.YIELD]))
+    assert result.outcome == "complete"
