@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from mlops.cli.rendering import emit_json, render_table
@@ -44,6 +46,7 @@ def import_(name: str, *, accept_changes: bool, dry_run: bool, is_json: bool) ->
         "rows": {split: sum(s.rows for s in version.manifest.shards_of(split)) for split in version.manifest.splits},
         "shards": len(version.manifest.shards),
         "rows_in_train_and_test": outcome.rows_in_train_and_test,
+        "rows_refused": outcome.rows_refused,
     }
     if is_json:
         emit_json(summary)
@@ -53,6 +56,8 @@ def import_(name: str, *, accept_changes: bool, dry_run: bool, is_json: bool) ->
     click.echo(f"  {version.manifest.rows} rows ({rows}) in {len(version.manifest.shards)} shards")
     for line in outcome.differences:
         click.echo(f"  changed: {line}")
+    if outcome.rows_refused:
+        click.echo(f"  note: {outcome.rows_refused} rows of withdrawn people were kept out")
     if outcome.rows_in_train_and_test:
         click.echo(f"  note: {outcome.rows_in_train_and_test} test rows have the same values as a train row")
 
@@ -142,3 +147,29 @@ def diff(name: str, before: str, after: str | None, *, is_json: bool) -> None:
         emit_json({"dataset": name, "before": first.digest, "after": second.digest, "differences": list(lines)})
     else:
         click.echo("\n".join(lines) or f"{first.digest} is the same version")
+
+
+@dataset.command("find")
+@click.argument("name")
+@click.option("--subject", "is_subject", is_flag=True, required=True, help="Read a person's id from standard input.")
+@JSON
+def find(name: str, *, is_subject: bool, is_json: bool) -> None:
+    """Which shards of which versions hold a person; the id comes on standard input and is never shown or kept."""
+    from mlops.datasets.forgetting import find_holdings  # pyarrow and DVC: 0.5 s
+    from mlops.datasets.subjects import hash_subject, load_subject_key
+    from mlops.datasets.tombstones import load_tombstones
+    from mlops.datasets.version import load_dataset_version
+    from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
+
+    places = open_project().places
+    key = load_subject_key(places, load_dataset_version(places, name).schema.subject_key)
+    subject = hash_subject(sys.stdin.readline().strip(), key=key)
+    holdings = find_holdings(places, name, subject)
+    is_withdrawn = subject in load_tombstones(places, name)
+    if is_json:
+        found = [{"version": h.digest, "shard": h.shard.relpath, "rows": h.rows} for h in holdings]
+        emit_json({"dataset": name, "is_withdrawn": is_withdrawn, "holdings": found})
+        return
+    click.echo(f"{sum(h.rows for h in holdings)} rows in {len(holdings)} shards" + (", withdrawn" * is_withdrawn))
+    for holding in holdings:
+        click.echo(f"  {holding.digest}  {holding.shard.relpath}  {holding.rows} rows")

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mlops.datasets.formats import read_blocks
 from mlops.datasets.manifest import MANIFEST_FILE, SCHEMA_FILE, Manifest, Shard, render_manifest
@@ -29,6 +30,7 @@ from mlops.datasets.shards import (
     writer_name,
 )
 from mlops.datasets.sources import FetchedFile
+from mlops.datasets.subjects import HASH_BYTES
 from mlops.datasets.typing_rows import Violations, type_block
 from mlops.errors import DatasetError
 from mlops.provenance.digest import hex_of
@@ -50,6 +52,8 @@ class Build:
     """Bytes of all members."""
     rows_in_train_and_test: int
     """Test rows whose values all stand in a train row too."""
+    rows_refused: int
+    """Rows of withdrawn people that were kept out."""
 
     @property
     def directory(self) -> bytes:
@@ -63,7 +67,13 @@ class Build:
 
 
 def build_version(
-    name: str, recipe: Recipe, *, fetched: tuple[FetchedFile, ...], subject_key: bytes, folder: Path
+    name: str,
+    recipe: Recipe,
+    *,
+    fetched: tuple[FetchedFile, ...],
+    subject_key: bytes,
+    folder: Path,
+    tombstones: frozenset[bytes] = frozenset(),
 ) -> tuple[Build, ...]:
     """Type, check, group and write all rows, one build for each part, below `folder`; nothing else is touched.
 
@@ -74,14 +84,17 @@ def build_version(
     hashes: dict[str, list[npt.NDArray[np.uint64]]] = {}
     built: list[tuple[Part, Path, Manifest]] = []
     with GroupSpool(folder / "spool", schema) as spool:
-        _spool_rows(spool, recipe, fetched=fetched, key=subject_key)
+        refused = _spool_rows(spool, recipe, fetched=fetched, key=subject_key, tombstones=tombstones)
         for part, groups in plan_parts(name, groups=schema.groups, partitions=recipe.partitions):
             target = folder / (part.name or "version")
             target.mkdir(parents=True)
             manifest = _build_part(target, spool, recipe, schema=schema, groups=groups, hashes=hashes)
             built.append((part, target, manifest))
     overlap = _count_overlap(hashes)
-    return tuple(finish_build(target, manifest, schema, part=part, overlap=overlap) for part, target, manifest in built)
+    return tuple(
+        finish_build(target, manifest, schema, part=part, overlap=overlap, refused=refused)
+        for part, target, manifest in built
+    )
 
 
 def _build_part(
@@ -109,7 +122,9 @@ def _build_part(
     )
 
 
-def finish_build(folder: Path, manifest: Manifest, schema: Schema, *, part: Part, overlap: int) -> Build:
+def finish_build(
+    folder: Path, manifest: Manifest, schema: Schema, *, part: Part, overlap: int, refused: int = 0
+) -> Build:
     """Write manifest and `dataset.yaml` beside the shards."""
     written = {MANIFEST_FILE: render_manifest(manifest), SCHEMA_FILE: render_schema(schema).encode()}
     for path, content in written.items():
@@ -123,6 +138,7 @@ def finish_build(folder: Path, manifest: Manifest, schema: Schema, *, part: Part
         members=members | {path: _md5(content) for path, content in written.items()},
         size=manifest.bytes + sum(map(len, written.values())),
         rows_in_train_and_test=overlap,
+        rows_refused=refused,
     )
 
 
@@ -156,15 +172,26 @@ def hash_rows(rows: pa.Table) -> npt.NDArray[np.uint64]:
     return result
 
 
-def _spool_rows(spool: GroupSpool, recipe: Recipe, *, fetched: Iterable[FetchedFile], key: bytes) -> None:
+def _spool_rows(
+    spool: GroupSpool,
+    recipe: Recipe,
+    *,
+    fetched: Iterable[FetchedFile],
+    key: bytes,
+    tombstones: frozenset[bytes],
+) -> int:
+    """Every allowed row into the spool; returns how many rows of withdrawn people were kept out."""
     violations = Violations()
-    rows = 0
+    withdrawn = pa.array(sorted(tombstones), pa.binary(HASH_BYTES))
+    rows = refused = 0
     for file in fetched:
         for block in read_blocks(file, recipe):
             typed = type_block(block, recipe, key=key, violations=violations)
             rows += typed.num_rows
             if not violations.counts:
-                spool.append(typed)
+                allowed = typed.filter(pc.invert(pc.is_in(typed.column(SUBJECT_COLUMN), value_set=withdrawn)))
+                refused += typed.num_rows - allowed.num_rows
+                spool.append(allowed)
     if violations.counts:
         total = sum(violations.counts.values())
         raise DatasetError(
@@ -172,8 +199,9 @@ def _spool_rows(spool: GroupSpool, recipe: Recipe, *, fetched: Iterable[FetchedF
             items=violations.render_lines(),
             hint="mend the raw files or the recipe; a missing value needs a category or a `fill` of its own",
         )
-    if not rows:
+    if rows == refused:
         raise DatasetError("the raw files hold no rows", hint="an empty file is never an empty dataset")
+    return refused
 
 
 def _count_overlap(hashes: dict[str, list[npt.NDArray[np.uint64]]]) -> int:

@@ -72,6 +72,19 @@ class DvcStore:
                     hint="run the import again; nothing was pinned",
                 )
 
+    def require(self, directory: str) -> None:
+        """Refuse to build on a version that a remote lacks: its `.dir` is the proof that all members arrived.
+
+        Raises:
+            DatasetError: A remote does not have it.
+        """
+        for name, remote in self.remotes.items():
+            if not remote.exists(directory):
+                raise DatasetError(
+                    f"remote {name} ({remote.path}) does not hold {directory}, so a change could not be built on it",
+                    hint="run `mlops dataset import NAME` or `dvc push` first",
+                )
+
     def find_missing(self, store: Any, objects: Sequence[str]) -> list[str]:
         """Objects that a store lacks, or holds with another size than the cache."""
         missing = []

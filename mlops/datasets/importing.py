@@ -17,6 +17,7 @@ from mlops.datasets.receipts import Receipt, load_receipt, save_receipt
 from mlops.datasets.recipe import load_recipe
 from mlops.datasets.sources import Downloader, fetch_files
 from mlops.datasets.subjects import load_subject_key
+from mlops.datasets.tombstones import load_tombstones
 from mlops.datasets.verifying import find_present_version, pinned_digest
 from mlops.datasets.version import DatasetVersion, load_version_of
 from mlops.errors import DatasetError
@@ -40,6 +41,8 @@ class ImportOutcome:
     """What differs from the version pinned before, one line each."""
     rows_in_train_and_test: int
     """Test rows whose values also stand in train (reported, never dropped)."""
+    rows_refused: int
+    """Rows of withdrawn people that were kept out."""
     source_digest: str
     """`sha256:…` of the raw files' digests."""
 
@@ -72,11 +75,13 @@ def import_dataset(
     prepare_dvc_files(places)
     load_locations(places)
     with writing_datasets(places) as scratch:
+        tombstones = load_tombstones(places, name)
         fetched = fetch_files(places, recipe, download=download)
         receipt = Receipt(
             recipe=recipe.digest,
             code=digest_code("mlops.datasets"),
             source=digest_json({file.raw.path: file.sha256 for file in fetched}),
+            tombstones=digest_json(sorted(subject.hex() for subject in tombstones)),
         )
         found = _find_present(places, name, receipt)
         if found is not None:
@@ -86,7 +91,9 @@ def import_dataset(
         progress(f"building shards of {name}")
         from mlops.datasets.keeping import keep_builds  # DVC: 0.3 s that a rerun saves
 
-        builds = build_version(name, recipe, fetched=fetched, subject_key=subject_key, folder=scratch)
+        builds = build_version(
+            name, recipe, fetched=fetched, subject_key=subject_key, folder=scratch, tombstones=tombstones
+        )
         differences = _find_differences(places, builds)
         if differences and not accept_changes:
             raise DatasetError(
@@ -96,13 +103,19 @@ def import_dataset(
             )
         progress(f"storing {sum(len(build.members) for build in builds)} objects")
         dvc_digest = keep_builds(places, builds)
-        overlap = builds[0].rows_in_train_and_test
-        save_receipt(places, name, replace(receipt, dvc_digest=dvc_digest, rows_in_train_and_test=overlap))
+        finished = replace(
+            receipt,
+            dvc_digest=dvc_digest,
+            rows_in_train_and_test=builds[0].rows_in_train_and_test,
+            rows_refused=builds[0].rows_refused,
+        )
+        save_receipt(places, name, finished)
         return ImportOutcome(
             version=load_version_of(load_locations(places).object_urls, name, dvc_digest=dvc_digest),
             is_unchanged=False,
             differences=differences,
-            rows_in_train_and_test=overlap,
+            rows_in_train_and_test=finished.rows_in_train_and_test,
+            rows_refused=finished.rows_refused,
             source_digest=receipt.source,
         )
 
@@ -120,6 +133,7 @@ def _find_present(places: Places, name: str, receipt: Receipt) -> ImportOutcome 
         is_unchanged=True,
         differences=(),
         rows_in_train_and_test=last.rows_in_train_and_test,
+        rows_refused=last.rows_refused,
         source_digest=receipt.source,
     )
 

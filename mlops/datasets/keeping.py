@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from mlops.datasets.building import Build
 from mlops.datasets.dvc_store import DvcStore
-from mlops.datasets.parts import PARTS_IGNORED, join_digests
-from mlops.datasets.pins import Pin, load_pins, write_pin
+from mlops.datasets.parts import Part, join_digests, part_pin_files
+from mlops.datasets.pins import Pin, load_pins, remove_pin, write_pin
 from mlops.errors import DatasetError
-from mlops.files import folder_aside, write_atomically
+from mlops.files import folder_aside
 from mlops.places import Places
 
 MAXIMUM_SHARDS = 10_000
@@ -45,12 +45,28 @@ def keep_builds(places: Places, builds: Sequence[Build]) -> str:
         with folder_aside(places.root / build.part.folder) as aside:
             shutil.copytree(build.folder, aside, dirs_exist_ok=True)
     for build in builds:
-        if build.part.name:
-            write_atomically((places.root / build.part.folder).parent / ".gitignore", PARTS_IGNORED)
         path = places.root / build.part.pin_path
         if load_pins(path).get(build.part.name or build.part.dataset) != pin_of(build):
             write_pin(path, pin_of(build))
+    _remove_former_parts(places, {build.part for build in builds})
     return join_digests(tuple((build.part, build.dvc_digest) for build in builds))
+
+
+def _remove_former_parts(places: Places, parts: set[Part]) -> None:
+    """Pins and folders of a former cut of the dataset: a version has one cut only."""
+    dataset = next(iter(parts)).dataset
+    if Part(dataset) in parts:
+        for path in part_pin_files(places, dataset):
+            path.unlink()
+        return
+    remove_pin(places.datasets_dvc, Part(dataset).out_path)
+    kept = {part.pin_path.rpartition("/")[2] for part in parts}
+    for path in part_pin_files(places, dataset):
+        if path.name not in kept:
+            path.unlink()
+    for path in places.dataset_folder(dataset).iterdir():
+        if path.name not in {part.name for part in parts}:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def pin_of(build: Build) -> Pin:

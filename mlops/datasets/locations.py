@@ -27,7 +27,7 @@ DVC_CONFIG = """\
 """`.dvc/config` of a new project: every path is relative and inside `.mlops/`."""
 DVC_IGNORED = "/config.local\n/tmp\n/cache\n"
 """`.dvc/.gitignore`."""
-DATASETS_IGNORED = "# Folders here are versioned by DVC (datasets.dvc).\n/*/\n!/*.parts/\n"
+DATASETS_IGNORED = "# Folders here are versioned by DVC (datasets.dvc).\n/*/\n"
 """`datasets/.gitignore`."""
 
 

@@ -30,7 +30,7 @@ def writing_datasets(places: Places) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / "import.lock", timeout=LOCK_SECONDS):
-            scratch_folders = (places.root / "datasets").glob(".*.*"), (places.root / "datasets").glob("*.parts/.*.*")
+            scratch_folders = (places.root / "datasets").glob(".*.*"), (places.root / "datasets").glob("*/.*.*")
             for path in (*folder.glob("import-*"), *scratch_folders[0], *scratch_folders[1]):
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)

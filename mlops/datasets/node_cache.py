@@ -37,7 +37,7 @@ class NodeCache:
             DatasetError: The shard is missing or its bytes changed.
             EnvironmentFault: The cache folder is full or cannot be written.
         """
-        path = self._folder / shard.sha256[:2] / f"{shard.sha256}.arrow"
+        path = cached_file(self._folder, shard)
         if not path.is_file():
             self._fill(path, version, shard)
         with pa.memory_map(str(path)) as source:
@@ -60,6 +60,11 @@ class NodeCache:
             raise EnvironmentFault(
                 f"node cache {self._folder} cannot be written: {error}", hint="free disk space or move the cache"
             ) from error
+
+
+def cached_file(folder: Path, shard: Shard) -> Path:
+    """Where a shard's decoded columns lie in a cache folder."""
+    return folder / shard.sha256[:2] / f"{shard.sha256}.arrow"
 
 
 def flatten_column(column: pa.ChunkedArray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Parts of a dataset: one DVC file pins at most about 10,000 shards, so a large dataset is many partitions.
 
-A dataset in one piece is an out of `datasets.dvc`. One with partitions has `datasets/<name>.parts/p00000.dvc` and
-so on, each with its own folder beside it; a partition holds a range of isolation groups. The version is named by the
+A dataset in one piece is an out of `datasets.dvc`. One with partitions has `datasets/<name>.p00000.dvc` and so on, one
+for each folder `datasets/<name>/p00000`; a partition holds a range of isolation groups. The version is named by the
 list of the partitions' `.dir` objects. Leaves to others: reading and writing the objects.
 """
 
@@ -18,8 +18,6 @@ from mlops.errors import DatasetError, MlopsError
 from mlops.places import Places
 from mlops.provenance.git_repository import open_repository
 
-PARTS_IGNORED = "# Folders here are versioned by DVC (the .dvc file beside each).\n/*/\n"
-
 
 @dataclass(frozen=True)
 class Part:
@@ -32,17 +30,17 @@ class Part:
     @property
     def folder(self) -> str:
         """Where shards lie in the workspace, below the project root."""
-        return f"datasets/{self.dataset}.parts/{self.name}" if self.name else f"datasets/{self.dataset}"
+        return f"datasets/{self.dataset}/{self.name}" if self.name else f"datasets/{self.dataset}"
 
     @property
     def pin_path(self) -> str:
         """The DVC file that pins it, below the project root."""
-        return f"{self.folder}.dvc" if self.name else "datasets.dvc"
+        return f"datasets/{self.dataset}.{self.name}.dvc" if self.name else "datasets.dvc"
 
     @property
     def out_path(self) -> str:
         """The out's path as that DVC file says it."""
-        return self.name or f"datasets/{self.dataset}"
+        return f"{self.dataset}/{self.name}" if self.name else f"datasets/{self.dataset}"
 
 
 def plan_parts(dataset: str, *, groups: int, partitions: int) -> tuple[tuple[Part, range], ...]:
@@ -55,6 +53,11 @@ def plan_parts(dataset: str, *, groups: int, partitions: int) -> tuple[tuple[Par
     )
 
 
+def part_pin_files(places: Places, dataset: str) -> tuple[Path, ...]:
+    """DVC files of a dataset's partitions in the working tree, in order."""
+    return tuple(sorted((places.root / "datasets").glob(f"{dataset}.p*.dvc")))
+
+
 def load_part_pins(places: Places, dataset: str) -> tuple[tuple[Part, Pin], ...]:
     """What the working tree pins of a dataset, by part; empty when nothing is pinned.
 
@@ -65,8 +68,8 @@ def load_part_pins(places: Places, dataset: str) -> tuple[tuple[Part, Pin], ...]
     if pin is not None:
         return ((Part(dataset), pin),)
     found = []
-    for path in sorted((places.root / "datasets" / f"{dataset}.parts").glob("p*.dvc")):
-        part = Part(dataset, path.stem)
+    for path in part_pin_files(places, dataset):
+        part = Part(dataset, path.suffixes[0].removeprefix("."))
         found.append((part, _pin_in(load_pins(path), part, str(path))))
     return tuple(found)
 
@@ -82,9 +85,9 @@ def load_part_pins_at(places: Places, dataset: str, *, revision: str) -> tuple[t
         whole = parse_pins(repository.read_file("datasets.dvc", revision=revision).decode(), source=revision)
         if dataset in whole:
             return ((Part(dataset), whole[dataset]),)
-        folder = f"datasets/{dataset}.parts"
-        names = [path for path in repository.list_files(folder, revision=revision) if path.endswith(".dvc")]
-        parts = [Part(dataset, Path(path).stem) for path in sorted(names)]
+        files = [Path(path) for path in sorted(repository.list_files("datasets", revision=revision))]
+        names = [file.suffixes[0].removeprefix(".") for file in files if file.match(f"{dataset}.p*.dvc")]
+        parts = [Part(dataset, name) for name in names]
         texts = [repository.read_file(part.pin_path, revision=revision).decode() for part in parts]
     except DatasetError:
         raise
@@ -118,7 +121,7 @@ def require_part_pins(places: Places, dataset: str) -> tuple[tuple[Part, Pin], .
 def list_pinned(places: Places) -> tuple[str, ...]:
     """Names of datasets with a pinned version."""
     whole = set(load_pins(places.datasets_dvc))
-    cut = {folder.name.removesuffix(".parts") for folder in (places.root / "datasets").glob("*.parts")}
+    cut = {path.name.partition(".")[0] for path in part_pin_files(places, "*")}
     return tuple(sorted(whole | cut))
 
 

@@ -69,6 +69,14 @@ def write_pin(path: Path, pin: Pin) -> None:
     write_atomically(path, yaml.safe_dump({"outs": outs}, sort_keys=False, allow_unicode=True))
 
 
+def remove_pin(path: Path, out_path: str) -> None:
+    """Take one out from a DVC file, keeping all others as they are."""
+    outs = _parse_outs(path.read_text(encoding="utf-8") if path.is_file() else "", str(path))
+    kept = [out for out in outs if out.get("path") != out_path]
+    if len(kept) != len(outs):
+        write_atomically(path, yaml.safe_dump({"outs": kept}, sort_keys=False, allow_unicode=True))
+
+
 def parse_directory(content: bytes, *, source: str) -> dict[str, str]:
     """A `.dir` object: relpath to md5.
 
@@ -102,7 +110,7 @@ def _parse_outs(text: str, source: str) -> list[dict[str, Any]]:
 
 def _parse_pin(out: dict[str, Any], source: str) -> Pin | None:
     path, digest = str(out.get("path", "")), str(out.get("md5", ""))
-    if path.rpartition("/")[0] not in ("", "datasets") or not (path.startswith("datasets/") or digest.endswith(".dir")):
+    if not (path.startswith("datasets/") or digest.endswith(".dir")):
         return None
     if not _DIR_DIGEST.fullmatch(digest):
         raise DatasetError(f"{source}: {path} pins {digest!r}, not the digest of a directory")

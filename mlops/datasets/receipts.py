@@ -23,12 +23,16 @@ class Receipt:
     """`sha256:…` of this room's source."""
     source: str
     """`sha256:…` of the raw files' digests."""
+    tombstones: str
+    """`sha256:…` of who was withdrawn."""
     dvc_digest: str = ""
     rows_in_train_and_test: int = 0
+    rows_refused: int = 0
 
     def has_same_inputs(self, other: Receipt) -> bool:
-        """Whether both came from the same recipe, code and raw files."""
-        return (self.recipe, self.code, self.source) == (other.recipe, other.code, other.source)
+        """Whether both came from the same recipe, code, raw files and tombstones."""
+        names = ("recipe", "code", "source", "tombstones")
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 def load_receipt(places: Places, name: str) -> Receipt | None:

@@ -1,6 +1,7 @@
 """A dataset of many partitions: each its own DVC file, one version, one listing."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -44,12 +45,11 @@ def test_partitions_hold_the_same_rows_as_one_piece(people, cut, tmp_path, store
 
 def test_each_partition_is_pinned_beside_its_folder_and_dvc_agrees(cut):
     version = import_dataset(cut.places, "people").version
-    folder = cut.places.root / "datasets" / "people.parts"
-    assert sorted(path.name for path in folder.iterdir()) == [
-        ".gitignore",
-        *sorted([f"p0000{n}{end}" for n in range(3) for end in ("", ".dvc")]),
-    ]
+    folder = cut.places.root / "datasets"
+    assert sorted(path.name for path in folder.glob("*.dvc")) == [f"people.p0000{number}.dvc" for number in range(3)]
+    assert sorted(path.name for path in (folder / "people").iterdir()) == ["p00000", "p00001", "p00002"]
     subprocess.run(["git", "init", "-q", str(cut.places.root)], check=True)
+    shutil.rmtree(folder / "people" / "p00002")
     done = subprocess.run(
         [sys.executable, "-m", "dvc", "status"],
         cwd=cut.places.root,
@@ -57,7 +57,7 @@ def test_each_partition_is_pinned_beside_its_folder_and_dvc_agrees(cut):
         text=True,
         env={**os.environ, "HOME": str(cut.places.root)},
     )
-    assert "up to date" in done.stdout, done.stdout + done.stderr
+    assert "p00002" in done.stdout and "p00001" not in done.stdout, done.stdout + done.stderr
     (listed,) = list_datasets(cut.places)
     assert (listed["partitions"], listed["rows"]) == (3, 300)
     paths = [path for path, _ in list_shards(version.object_urls, "people", dvc_digest=version.dvc_digest)]
@@ -67,7 +67,7 @@ def test_each_partition_is_pinned_beside_its_folder_and_dvc_agrees(cut):
 def test_a_rerun_finds_all_partitions_and_mends_one(cut):
     version = import_dataset(cut.places, "people").version
     assert import_dataset(cut.places, "people").is_unchanged
-    next((cut.places.root / "datasets" / "people.parts" / "p00001").rglob("*.parquet")).unlink()
+    next((cut.places.root / "datasets" / "people" / "p00001").rglob("*.parquet")).unlink()
     assert len(find_damage(cut.places, "people", dvc_digest=version.dvc_digest)) == 1
     assert import_dataset(cut.places, "people").version == version
     assert find_damage(cut.places, "people", dvc_digest=version.dvc_digest) == ()
@@ -84,3 +84,14 @@ def test_a_changed_row_changes_one_partition_only(cut):
     new = import_dataset(cut.places, "people", accept_changes=True).version
     before, after = old.dvc_digest.split(","), new.dvc_digest.split(",")
     assert sum(first != second for first, second in zip(before, after, strict=True)) == 1
+
+
+def test_another_cut_replaces_the_former_one(cut):
+    three = import_dataset(cut.places, "people").version
+    for partitions in (1, 2, 3):
+        cut.recipe["partitions"] = partitions
+        cut.write()
+        version = import_dataset(cut.places, "people", accept_changes=True).version
+        assert load_dataset_version(cut.places, "people") == version
+        assert import_dataset(cut.places, "people").is_unchanged
+    assert version == three

@@ -1,0 +1,158 @@
+"""Forgetting people: their rows leave the pinned version, and the old shards leave every store.
+
+Two steps, so that a new version can be trained and served before the old one goes: `forget_subjects` writes tombstones
+and rewrites shards; `purge_shards` removes the old objects from cache, remotes, workspace, node cache and index. Every
+other shard of old versions stays readable. Leaves to others: when and on whose request (mlops/erasure).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mlops.clock import DAY_US, SECOND_US
+from mlops.datasets.dvc_store import DvcStore
+from mlops.datasets.history import list_versions
+from mlops.datasets.locations import load_locations
+from mlops.datasets.manifest import Shard
+from mlops.datasets.node_cache import cached_file
+from mlops.datasets.objects import is_local, object_path
+from mlops.datasets.rewriting import Rewrite, rewrite_shards
+from mlops.datasets.schema import SUBJECT_COLUMN
+from mlops.datasets.subject_index import Holding, find_subject, index_file
+from mlops.datasets.subjects import HASH_BYTES
+from mlops.datasets.tombstones import add_purged, add_tombstones, load_purged
+from mlops.datasets.version import DatasetVersion, load_dataset_version, read_shard
+from mlops.errors import DatasetError
+from mlops.places import Places
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What left the pinned version."""
+
+    rewrite: Rewrite | None
+    """None when nobody of them was in the pinned version."""
+    rows_removed: int
+    subjects: int
+
+
+@dataclass(frozen=True)
+class PurgeReceipt:
+    """One object that is gone."""
+
+    md5: str
+    removed_from: tuple[str, ...]
+    """Stores, files and caches that had it."""
+    is_gone: bool
+    """Checked after the removal: no store of the project has it."""
+
+
+def forget_subjects(places: Places, name: str, subjects: Iterable[bytes]) -> Forgetting:
+    """Write tombstones and take people's rows out of the pinned version; old objects stay until `purge_shards`.
+
+    Doing it again changes nothing: the version is the one an import without these people would make.
+
+    Args:
+        places: The project.
+        name: Of the dataset.
+        subjects: Keyed hashes, 32 bytes each.
+
+    Raises:
+        DatasetError: A shard is missing or changed, or a store cannot be written.
+    """
+    wanted = sorted(set(subjects))
+    add_tombstones(places, name, wanted)
+    version = load_dataset_version(places, name)
+    hit = {holding.shard.relpath: holding.shard for one in wanted for holding in find_subject(places, version, one)}
+    leaving = pa.array(wanted, pa.binary(HASH_BYTES))
+    changes: dict[str, pa.Table] = {}
+    removed = 0
+    for path, shard in sorted(hit.items()):
+        rows = read_shard(version, shard)
+        kept = rows.filter(pc.invert(pc.is_in(rows.column(SUBJECT_COLUMN), value_set=leaving)))
+        removed += rows.num_rows - kept.num_rows
+        changes[path] = kept
+    rewrite = rewrite_shards(places, version, changes) if changes else None
+    return Forgetting(rewrite=rewrite, rows_removed=removed, subjects=len(wanted))
+
+
+def find_holdings(places: Places, name: str, subject: bytes) -> tuple[Holding, ...]:
+    """Every shard of every known version that holds a person; shards that were purged hold nobody.
+
+    Raises:
+        DatasetError: A shard in question is missing without having been purged, or changed.
+    """
+    purged = load_purged(places, name)
+    found: list[Holding] = []
+    for version in list_versions(places, name):
+        kept = tuple(shard for shard in version.manifest.shards if shard.md5 not in purged)
+        found.extend(find_subject(places, _with_shards(version, kept), subject))
+    return tuple(found)
+
+
+def purge_shards(places: Places, name: str, shards: Iterable[Shard]) -> tuple[PurgeReceipt, ...]:
+    """Remove shard objects from everywhere this project reaches, and remember that they must not come back.
+
+    Raises:
+        DatasetError: A shard belongs to the pinned version, or a store cannot be written.
+    """
+    pinned = {shard.md5 for shard in load_dataset_version(places, name).manifest.shards}
+    wanted = {shard.md5: shard for shard in shards}
+    live = sorted(pinned & wanted.keys())
+    if live:
+        raise DatasetError(
+            f"{len(live)} objects belong to the pinned version of dataset {name}; nothing was purged",
+            items=tuple(f"{wanted[md5].relpath}: {md5}" for md5 in live),
+            hint="forget the people in them first",
+        )
+    add_purged(places, name, wanted)
+    store = DvcStore(places)
+    receipts = []
+    for md5, shard in sorted(wanted.items()):
+        removed = [*store.delete(md5)]
+        for file in (index_file(places, shard), *_decoded(places, shard)):
+            if file.exists():
+                file.unlink()
+                removed.append(file.relative_to(places.root).as_posix())
+        gone = not any(odb.exists(md5) for odb in (store.cache, *store.remotes.values()))
+        receipts.append(PurgeReceipt(md5=md5, removed_from=tuple(removed), is_gone=gone))
+    return tuple(receipts)
+
+
+def find_returned(places: Places, name: str) -> tuple[str, ...]:
+    """Purged objects that lie in a store on this machine again, for instance after a push from a stale clone."""
+    urls = [url for url in load_locations(places).object_urls if is_local(url)]
+    places_of = (object_path(url, md5) for md5 in sorted(load_purged(places, name)) for url in urls)
+    return tuple(path for path in places_of if Path(path).exists())
+
+
+def find_expired(version: DatasetVersion, *, now_us: int) -> frozenset[bytes]:
+    """Keyed hashes of people with a row past the retention that `dataset.yaml` states.
+
+    Raises:
+        DatasetError: A shard is missing or changed.
+    """
+    schema = version.schema
+    if schema.retention_days is None or schema.time is None:
+        return frozenset()
+    limit = (now_us - schema.retention_days * DAY_US) / SECOND_US
+    found: set[bytes] = set()
+    for shard in version.manifest.shards:
+        rows = read_shard(version, shard, columns=[schema.time.name, SUBJECT_COLUMN])
+        expired = rows.filter(pc.less(pc.cast(rows.column(schema.time.name), pa.float64()), limit))
+        found.update(expired.column(SUBJECT_COLUMN).to_pylist())
+    return frozenset(found)
+
+
+def _decoded(places: Places, shard: Shard) -> list[Path]:
+    """Decoded copies of a shard in node caches below the project's cache folder."""
+    return [cached_file(folder, shard) for folder in places.cache.iterdir() if folder.is_dir()]
+
+
+def _with_shards(version: DatasetVersion, shards: tuple[Shard, ...]) -> DatasetVersion:
+    return replace(version, manifest=replace(version.manifest, shards=shards))

@@ -1,0 +1,74 @@
+"""Tombstones: keyed hashes of withdrawn people, and objects that were purged, kept in git beside the recipe.
+
+`datasets/<name>.tombstones` blocks re-entry at import; `datasets/<name>.purged` names shard objects that must not come
+back, for instance by a push from a stale clone. Both hold digests only. Leaves to others: requests and certificates
+(mlops/erasure), rewriting shards (forgetting.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlops.errors import DatasetError
+from mlops.files import write_atomically
+from mlops.places import Places
+
+_HEX = re.compile(r"[0-9a-f]{64}")
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+def tombstone_file(places: Places, name: str) -> Path:
+    """Where a dataset's tombstones lie."""
+    return places.dataset_folder(name).with_suffix(".tombstones")
+
+
+def purged_file(places: Places, name: str) -> Path:
+    """Where the names of a dataset's purged objects lie."""
+    return places.dataset_folder(name).with_suffix(".purged")
+
+
+def load_tombstones(places: Places, name: str) -> frozenset[bytes]:
+    """Keyed hashes (32 bytes) of everyone who was withdrawn from a dataset.
+
+    Raises:
+        DatasetError: The file is damaged; nothing is imported then.
+    """
+    return frozenset(bytes.fromhex(line) for line in _load(tombstone_file(places, name), _HEX))
+
+
+def add_tombstones(places: Places, name: str, subjects: Iterable[bytes]) -> int:
+    """Block people from entering a dataset again.
+
+    Returns:
+        How many were not blocked before.
+    """
+    path = tombstone_file(places, name)
+    return _add(path, _HEX, (subject.hex() for subject in subjects))
+
+
+def load_purged(places: Places, name: str) -> frozenset[str]:
+    """md5 of shard objects that were removed from every store for good."""
+    return frozenset(_load(purged_file(places, name), _MD5))
+
+
+def add_purged(places: Places, name: str, objects: Iterable[str]) -> int:
+    """Remember purged objects; returns how many are new."""
+    return _add(purged_file(places, name), _MD5, objects)
+
+
+def _load(path: Path, pattern: re.Pattern[str]) -> list[str]:
+    lines = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    wrong = [line for line in lines if not pattern.fullmatch(line)]
+    if wrong:
+        raise DatasetError(f"{path} has {len(wrong)} lines that are no digest", hint="restore it from git")
+    return lines
+
+
+def _add(path: Path, pattern: re.Pattern[str], entries: Iterable[str]) -> int:
+    before = set(_load(path, pattern))
+    after = before | set(entries)
+    if after != before:
+        write_atomically(path, "".join(f"{entry}\n" for entry in sorted(after)))
+    return len(after) - len(before)
