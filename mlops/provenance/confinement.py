@@ -54,6 +54,11 @@ def available_method() -> str:
     return BUBBLEWRAP if _is_bubblewrap_usable() else NONE
 
 
+def in_process_method() -> str:
+    """What `confine` returns on this machine: `landlock` or `none`."""
+    return LANDLOCK if landlock_version() > 0 else NONE
+
+
 def landlock_version() -> int:
     """Version of the kernel's Landlock interface; 0 when there is none or it is switched off."""
     if not sys.platform.startswith("linux"):

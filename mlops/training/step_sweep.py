@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from mlops.budgets.opening import open_lease_book
 from mlops.datasets.version import load_dataset_version
 from mlops.errors import DatasetError, Refusal
+from mlops.provenance.confinement import in_process_method
 from mlops.provenance.sql_steps import StepRecord
 from mlops.provenance.steps import StepOutcome, StepRun, Workbench
 from mlops.registry.mlflow_runs import open_mirror
@@ -80,6 +81,7 @@ def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) ->
                 "lease_ids": list(winner.lease_ids),
                 "weights_file": str(winner.weights_file.relative_to(places.root)),
                 "commit": request.commit,
+                "confinement": in_process_method(),
             },
         )
 
