@@ -234,7 +234,7 @@ class World:
 
     def _evidence(self, content: dict[str, Any]) -> str:
         digest = digest_json(content)
-        path = self.site.places.evidence / f"{hex_of(digest)}.json"
+        path = self.site.places.evidence / hex_of(digest) / "result.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(canonical_json(content))
         return digest

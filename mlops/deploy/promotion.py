@@ -129,7 +129,8 @@ def examine_promotion(
         items.append(_item("earlier-environment", rules.after in facts.served_well_in, text))
     items.append(_judge_bar(facts, counted))
     names = ", ".join(sorted(counted)) or "nobody"
-    items.append(_item("approvals", len(counted) >= needed, f"{len(counted)} of {needed} approvals: {names}"))
+    told = f"{len(counted)} of {needed} approvals needed: {names}" if needed else "no approval is needed here"
+    items.append(_item("approvals", len(counted) >= needed, told))
     is_short = len(counted) < needed
     items += [ChecklistItem(code, text, not is_short) for code, text in ignored]
     items += _judge_consumers(facts.consumers)

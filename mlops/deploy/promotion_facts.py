@@ -119,7 +119,10 @@ def gather_facts(
             read_approval(text, roles=roles, role=rules.approvals.role, now_us=now_us) for text in envelopes
         ),
         consumers=judge_consumers(site, rules.name, release),
-        changes=find_changes(site, roles, release, base=base),
+        changes=(
+            *find_changes(site, roles, release, base=base),
+            *find_rule_changes(site, roles, rules.name, base=base),
+        ),
         barred=(barred.at_us, barred.why) if barred else None,
         served_well_in=frozenset(served),
         fences=fences,
@@ -224,6 +227,28 @@ def find_changes(site: Site, roles: RolesSpec, release: Release, *, base: str | 
     except MlopsError as error:
         text = f"changes since {base[:12]} cannot be read: {error.message}"
         return (EvidenceChange("evaluation", text, is_stricter=False, writers=()),)
+
+
+def find_rule_changes(
+    site: Site, roles: RolesSpec, environment: str, *, base: str | None
+) -> tuple[EvidenceChange, ...]:
+    """Changes to the environment's own rules and to who may do what, up to now; what nobody committed, nobody wrote."""
+    found: list[EvidenceChange] = []
+    paths = (f"deploy/environments/{environment}.yaml", "deploy/roles.yaml")
+    try:
+        repository = open_repository(site.places.root)
+        for path in repository.dirty_paths(*paths):
+            found.append(
+                EvidenceChange(path, "is used as it lies here, not as committed", is_stricter=False, writers=())
+            )
+        for path in paths if base is not None else ():
+            assert base is not None
+            old, new = (_read_text(repository, path, commit) for commit in (base, "HEAD"))
+            found += compare_policy(path, old=old, new=new, writers=_writers(repository, roles, path, base, "HEAD"))
+    except MlopsError as error:
+        text = f"changes since {(base or '')[:12]} cannot be read: {error.message}"
+        found.append(EvidenceChange(paths[0], text, is_stricter=False, writers=()))
+    return tuple(found)
 
 
 def _find_golden_changes(
