@@ -88,7 +88,7 @@ class Mirror(Protocol):
         """Say how the run ended."""
         ...
 
-    def find_mlflow_run(self, run_id: str, *, timeout_seconds: float = 10.0) -> str | None:
+    def find_mlflow_run(self, run_id: str, *, timeout_seconds: float = 30.0) -> str | None:
         """MLflow's own run id of a handle, or None when MLflow did not answer in time."""
         ...
 
@@ -96,7 +96,7 @@ class Mirror(Protocol):
         """Wait until everything said so far is in MLflow; False when it is not in time."""
         ...
 
-    def close(self, *, timeout_seconds: float = 10.0) -> None:
+    def close(self, *, timeout_seconds: float = 30.0) -> None:
         """Flush and stop; what could not be sent stays in the spool for the next mirror."""
         ...
 
@@ -271,7 +271,7 @@ class MemoryMirror:
         """See `Mirror`."""
         self.runs[run_id].status = status
 
-    def find_mlflow_run(self, run_id: str, *, timeout_seconds: float = 10.0) -> str | None:
+    def find_mlflow_run(self, run_id: str, *, timeout_seconds: float = 30.0) -> str | None:
         """The handle itself without its prefix, so that it looks like MLflow's."""
         return run_id.removeprefix(HANDLE_PREFIX) if run_id in self.runs else None
 
@@ -279,7 +279,7 @@ class MemoryMirror:
         """Nothing waits."""
         return True
 
-    def close(self, *, timeout_seconds: float = 10.0) -> None:
+    def close(self, *, timeout_seconds: float = 30.0) -> None:
         """Nothing to stop."""
 
 

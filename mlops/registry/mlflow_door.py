@@ -49,6 +49,11 @@ def is_local(uri: str) -> bool:
     return uri.startswith(("sqlite:", "postgresql"))
 
 
+def has_store(uri: str) -> bool:
+    """False for a local store that nothing has written yet: reading it needs neither MLflow nor a database."""
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def prepare_environment() -> None:
     """Telemetry off, bounded waiting; before MLflow is imported. What the user has set stays."""
     for name, value in _ENVIRONMENT.items():

@@ -21,7 +21,7 @@ from filelock import FileLock
 from mlops.clock import render_time
 from mlops.errors import ProvenanceError
 from mlops.provenance.digest import digest_folder, hex_of
-from mlops.registry.mlflow_door import open_client, prepare_environment
+from mlops.registry.mlflow_door import has_store, open_client, prepare_environment
 from mlops.registry.mlflow_runs import find_run_id
 
 if TYPE_CHECKING:
@@ -162,6 +162,8 @@ class ModelRegistry:
         Raises:
             ProvenanceError: MLflow cannot be used.
         """
+        if not has_store(self._uri):
+            return ()
         with _translated(f"list versions of {product}"):
             found: list[Any] = []
             token: str | None = None
@@ -182,6 +184,8 @@ class ModelRegistry:
         Raises:
             ProvenanceError: MLflow cannot be used.
         """
+        if not has_store(self._uri):
+            return ()
         with _translated("list models"):
             return tuple(sorted(model.name for model in self._client.search_registered_models(max_results=1_000)))
 

@@ -135,7 +135,7 @@ class RunMirror:
         """See `Mirror`."""
         self._say("end", run_id, at_us, {"status": status})
 
-    def find_mlflow_run(self, run_id: str, *, timeout_seconds: float = 10.0) -> str | None:
+    def find_mlflow_run(self, run_id: str, *, timeout_seconds: float = 30.0) -> str | None:
         """See `Mirror`."""
         if not run_id.startswith(HANDLE_PREFIX):
             return run_id
@@ -150,7 +150,7 @@ class RunMirror:
             self._changed.notify_all()
             return self._changed.wait_for(lambda: not self._waiting and not self._is_sending, timeout_seconds)
 
-    def close(self, *, timeout_seconds: float = 10.0) -> None:
+    def close(self, *, timeout_seconds: float = 30.0) -> None:
         """See `Mirror`."""
         is_sent = self.flush(timeout_seconds=timeout_seconds)
         with self._changed:
