@@ -290,12 +290,7 @@ def make_world(folder: Path, *, clock: Clock | None = None, **rules: Any) -> Ite
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(text)
     git(root, "init", "-q")
-    places = Places(root)
-    ledger = open_ledger(sqlite_url(places.ledger_file), used)
-    ids = TimeIds(used)
-    signer = load_machine_signer(places.keys_folder, clock=used)
-    book = StepBook(ledger, clock=used, ids=ids, signer=signer)
-    site = Site(places, ledger, used, ids, book, manifest_loader=lambda step, digest: FoundBytes(digest, "fake"))
+    site = open_site(root, used)
     world = World(site, make_rules(**rules), ProcessRuntime(folder / "processes"))
     world.commit("Start")
     try:
@@ -305,7 +300,20 @@ def make_world(folder: Path, *, clock: Clock | None = None, **rules: Any) -> Ite
             pass
         for instance in world.runtime.list_instances():
             world.runtime.stop(instance, timeout_seconds=1)
-        ledger.close()
+        site.ledger.close()
+
+
+def open_site(root: Path, clock: Clock) -> Site:
+    places = Places(root)
+    ledger = open_ledger(sqlite_url(places.ledger_file), clock)
+    ids = TimeIds(clock)
+    book = StepBook(ledger, clock=clock, ids=ids, signer=load_machine_signer(places.keys_folder, clock=clock))
+    return Site(places, ledger, clock, ids, book, manifest_loader=lambda step, digest: FoundBytes(digest, "fake"))
+
+
+def open_world(root: Path, rules: EnvironmentSpec) -> World:
+    """The same project from another process."""
+    return World(open_site(root, SystemClock()), rules, ProcessRuntime(root.parent / "processes"))
 
 
 def utc_day(offset_days: int) -> str:
