@@ -98,12 +98,12 @@ def find_ray_leftovers(places: Places | None) -> Iterator[Diagnosis]:
         yield Diagnosis("Ray", "fine", f"runs at {local.address} for this project ({local.cpus} CPUs)")
     orphans = []
     living: set[str] = set()
-    for process in psutil.process_iter(["name", "cmdline", "ppid"]):
-        if process.info["name"] not in _RAY_PROGRAMS:
-            continue
+    for process in psutil.process_iter(["name", "cmdline"]):
         command = " ".join(process.info["cmdline"] or ())
+        if "mlops-ray-" not in command:
+            continue
         living.add(command)
-        if "mlops-ray-" in command and not _has_keeper(process):
+        if process.info["name"] in _RAY_PROGRAMS and not _has_keeper(process):
             orphans.append(process.pid)
     if orphans:
         items = tuple(f"process {pid}: {_command_of(pid)[:80]}" for pid in orphans)
