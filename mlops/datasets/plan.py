@@ -3,7 +3,7 @@
 The one global order of an epoch does not know the world size: rank r of W takes the positions ≡ r mod W of every global
 batch, so any W that divides the batch size sees the same batches. Shards are shuffled whole, then rows are shuffled
 inside windows of consecutive shards, so a reader holds one window at a time. The state of a run is constant-size:
-(manifest digest, split, seed, epoch, step).
+(manifest digest, selection digest, seed, epoch, step), see `PlanState`.
 
 Uneven ends: a last batch smaller than `batch_size` is joined to the one before it (so the last batch has up to
 2·batch_size − 1 rows): every row is read once, ranks differ by at most one row and none starves, whatever W.
@@ -16,13 +16,27 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from mlops.datasets.sampling import ORDERS, Indices, Numbers, permutation
 from mlops.errors import DatasetError
 
 WINDOW_ROWS = 65_536
 """Rows shuffled together by default; a split up to this size is shuffled perfectly."""
-Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PlanState:
+    """Where a run stands in its data: constant-size, the same for every world size."""
+
+    digest: str
+    """Of the manifest."""
+    selection: str
+    """Digest of the selection."""
+    split: str
+    seed: int
+    epoch: int
+    step: int
+    """Global batches done in this epoch."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +67,22 @@ class EpochPlan:
         """Rows of the epoch."""
         return sum(self.shard_rows)
 
-    def order_window(self, window: Window) -> Indices:
-        """Row numbers in the window's concatenated shards, in reading order."""
+    def order_window(
+        self, window: Window, *, order: str = "shuffled", labels: Indices | None = None, weights: Numbers | None = None
+    ) -> Indices:
+        """Row numbers in the window's concatenated shards, in reading order.
+
+        Args:
+            window: Of this plan.
+            order: A name in `mlops.datasets.sampling.ORDERS`.
+            labels: Label code of each row; for `stratified`.
+            weights: Weight of each row; for `weighted`.
+        """
         if not self.is_shuffled:
             return np.arange(window.rows, dtype=np.int64)
-        return permutation(self.key, f"window {window.number}", window.rows)
+        known = labels if labels is not None else np.zeros(window.rows, dtype=np.int64)
+        weighed = weights if weights is not None else np.ones(window.rows)
+        return ORDERS[order](self.key, f"window {window.number}", labels=known, weights=weighed)
 
 
 def plan_epoch(
@@ -69,6 +94,7 @@ def plan_epoch(
     epoch: int,
     shuffle: bool = True,
     window_rows: int = WINDOW_ROWS,
+    selection: str = "",
 ) -> EpochPlan:
     """Cut an epoch into windows.
 
@@ -80,8 +106,10 @@ def plan_epoch(
         epoch: From 0.
         shuffle: Whether to shuffle; without, rows come in manifest order.
         window_rows: Rows held and shuffled together; a single larger shard is one window.
+        selection: Digest of the selection; empty when all rows take part.
     """
-    key = hashlib.sha256(f"plan 1\n{digest}\n{split}\n{seed}\n{epoch}".encode()).digest()
+    text = f"plan 1\n{digest}\n{split}\n{seed}\n{epoch}" + (f"\n{selection}" if selection else "")
+    key = hashlib.sha256(text.encode()).digest()
     order = permutation(key, "shards", len(shard_rows)) if shuffle else np.arange(len(shard_rows), dtype=np.int64)
     windows: list[Window] = []
     held: list[int] = []
@@ -95,13 +123,6 @@ def plan_epoch(
     if held:
         windows.append(Window(len(windows), tuple(sorted(held)), start, rows))
     return EpochPlan(shard_rows=shard_rows, windows=tuple(windows), key=key, is_shuffled=shuffle)
-
-
-def permutation(key: bytes, purpose: str, count: int) -> Indices:
-    """A permutation of `count` that never changes with numpy's version: ranks of raw Philox output."""
-    seed = int.from_bytes(hashlib.sha256(key + purpose.encode()).digest()[:16], "big")
-    raw = np.random.Philox(key=seed).random_raw(count)
-    return np.argsort(raw, kind="stable").astype(np.int64, copy=False)
 
 
 def count_steps(rows: int, *, batch_size: int) -> int:

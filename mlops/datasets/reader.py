@@ -1,11 +1,15 @@
-"""Reading batches: the rows of the shard plan as torch tensors by column role.
+"""Reading batches: the rows of the shard plan as torch tensors by column role, one window ahead of the compute.
 
-Leaves to others: the order (mlops/datasets/plan.py), verified and decoded shards (mlops/datasets/node_cache.py).
+Memory holds two windows: the one being read and the next, which a thread loads meanwhile. `take_wait_seconds` tells how
+long the reader kept its caller waiting. Leaves to others: the order (plan.py, sampling.py), verified and decoded shards
+(node_cache.py), reporting the wait (mlops/training).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +18,17 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mlops.datasets.manifest import Shard
 from mlops.datasets.node_cache import NodeCache, flatten_column
 from mlops.datasets.plan import WINDOW_ROWS, EpochPlan, Window, bound_step, count_steps, plan_epoch, verify_layout
-from mlops.datasets.schema import Column, Schema
-from mlops.datasets.version import DatasetVersion
+from mlops.datasets.sampling import ORDERS
+from mlops.datasets.schema import SUBJECT_COLUMN, Column, Schema
+from mlops.datasets.selection import Selection, select_rows
+from mlops.datasets.version import DatasetVersion, read_shard
+from mlops.errors import DatasetError
+
+_ROWS = ""
+"""Key of the row numbers among a window's tensors; no column has this name."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,27 @@ class Batch:
     """int64 [B]: row numbers of the split in manifest order; the same sample has the same number in every epoch."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One iteration over a split: what takes part, in which order, and whose part."""
+
+    split: str
+    shards: tuple[Shard, ...]
+    taken: tuple[np.ndarray | None, ...]
+    """Of each shard, the rows that take part; None is all."""
+    plan: EpochPlan
+    batch_size: int
+    rank: int
+    world_size: int
+    order: str
+
+    def bound(self, step: int) -> tuple[int, int] | None:
+        """Global positions of a step's batch; None after the last."""
+        if step >= count_steps(self.plan.rows, batch_size=self.batch_size):
+            return None
+        return bound_step(self.plan.rows, batch_size=self.batch_size, step=step)
+
+
 class ShardReader:
     """Reads one dataset version through a node-local cache of decoded shards.
 
@@ -45,26 +77,45 @@ class ShardReader:
         version: What to read.
         cache_folder: Shared by all workers and trials of a node; decoded shards as memory-mapped Arrow.
         window_rows: Rows that are shuffled together and held at a time; part of the order, so fixed for a run.
+        cache_bytes: Limit of the node cache; None has none.
+        selection: Which rows take part; None is all.
     """
 
-    def __init__(self, version: DatasetVersion, cache_folder: Path, *, window_rows: int = WINDOW_ROWS) -> None:
+    def __init__(
+        self,
+        version: DatasetVersion,
+        cache_folder: Path,
+        *,
+        window_rows: int = WINDOW_ROWS,
+        cache_bytes: int | None = None,
+        selection: Selection | None = None,
+    ) -> None:
         self.version = version
-        self._cache = NodeCache(cache_folder)
+        self._cache = NodeCache(cache_folder, limit_bytes=cache_bytes)
         self._window_rows = window_rows
+        self._selection = selection or Selection()
         schema = version.schema
         used = {column.name: column for column in (*schema.features, *schema.sensitive, schema.label)}
         if schema.weight is not None:
             used[schema.weight.name] = schema.weight
         self._columns = tuple(used.values())
         self._held: tuple[tuple[str, tuple[int, ...]], dict[str, Tensor]] | None = None
+        self._taken: dict[str, tuple[tuple[Shard, ...], tuple[np.ndarray | None, ...]]] = {}
+        self._wait_seconds = 0.0
 
     def count_rows(self, split: str) -> int:
-        """Rows of a split."""
-        return sum(shard.rows for shard in self.version.manifest.shards_of(split))
+        """Rows of a split that take part."""
+        shards, taken = self._select(split)
+        return sum(_count(shard, rows) for shard, rows in zip(shards, taken, strict=True))
 
     def count_steps(self, split: str, *, batch_size: int) -> int:
         """Global batches of an epoch."""
         return count_steps(self.count_rows(split), batch_size=batch_size)
+
+    def take_wait_seconds(self) -> float:
+        """Seconds that the caller waited for rows since the last time this was asked."""
+        waited, self._wait_seconds = self._wait_seconds, 0.0
+        return waited
 
     def batches(
         self,
@@ -77,6 +128,7 @@ class ShardReader:
         world_size: int,
         start_step: int = 0,
         shuffle: bool = True,
+        order: str = "shuffled",
     ) -> Iterator[Batch]:
         """This rank's parts of the global batches, from step `start_step` on.
 
@@ -90,87 +142,131 @@ class ShardReader:
             world_size: Number of workers.
             start_step: Batches already done.
             shuffle: Without, rows come in manifest order.
+            order: `shuffled`; `stratified` spreads labels evenly; `weighted` draws by the `weight` column, with
+                replacement inside a window.
 
         Raises:
             DatasetError: Missing or changed shards, or a layout that would starve a rank.
         """
-        shards = self.version.manifest.shards_of(split)
+        if order not in ORDERS or (order == "weighted" and self.version.schema.weight is None):
+            raise DatasetError(
+                f"order {order!r} of dataset {self.version.name}",
+                hint=f"known orders: {', '.join(ORDERS)}; `weighted` needs a column with the role `weight`",
+            )
+        shards, taken = self._select(split)
         plan = plan_epoch(
-            tuple(shard.rows for shard in shards),
+            tuple(_count(shard, rows) for shard, rows in zip(shards, taken, strict=True)),
             digest=self.version.digest,
             split=split,
             seed=seed,
             epoch=epoch,
             shuffle=shuffle,
             window_rows=self._window_rows,
+            selection=self._selection.digest if self._selection != Selection() else "",
         )
         verify_layout(plan.rows, batch_size=batch_size, rank=rank, world_size=world_size)
-        return self._iterate(split, plan, batch_size, (rank, world_size), start_step)
+        run = _Run(split, shards, taken, plan, batch_size, rank, world_size, order)
+        return self._iterate(run, start_step)
 
-    def _iterate(
-        self, split: str, plan: EpochPlan, batch_size: int, share: tuple[int, int], start_step: int
-    ) -> Iterator[Batch]:
-        rank, world_size = share
+    def _select(self, split: str) -> tuple[tuple[Shard, ...], tuple[np.ndarray | None, ...]]:
+        """Shards of a split that take part, and of each the rows (None: all)."""
+        if split not in self._taken:
+            groups = self._selection.groups
+            all_shards = self.version.manifest.shards_of(split)
+            shards = tuple(shard for shard in all_shards if groups is None or shard.group in groups)
+            taken: tuple[np.ndarray | None, ...] = (None,) * len(shards)
+            if self._selection.needs_subjects:
+                taken = tuple(self._select_in(shard) for shard in shards)
+            self._taken[split] = (shards, taken)
+        return self._taken[split]
+
+    def _starts(self, split: str) -> dict[str, int]:
+        """Row number of each shard's first row, counting the whole split, whatever takes part."""
+        starts, rows = {}, 0
+        for shard in self.version.manifest.shards_of(split):
+            starts[shard.relpath] = rows
+            rows += shard.rows
+        return starts
+
+    def _select_in(self, shard: Shard) -> np.ndarray:
+        table = read_shard(self.version, shard, columns=[SUBJECT_COLUMN])
+        return select_rows(self._selection, table.column(SUBJECT_COLUMN).to_pylist())
+
+    def _iterate(self, run: _Run, start_step: int) -> Iterator[Batch]:
+        step, bound = start_step, run.bound(start_step)
         parts: list[tuple[dict[str, Tensor], Tensor]] = []
-        step = start_step
-        for window in plan.windows:
-            if step >= count_steps(plan.rows, batch_size=batch_size):
-                return
-            first, end = bound_step(plan.rows, batch_size=batch_size, step=step)
-            if window.start + window.rows <= first:
-                continue
-            order = plan.order_window(window)
-            while True:
-                inside = np.arange(max(first, window.start), min(end, window.start + window.rows), dtype=np.int64)
-                mine = inside[inside % world_size == rank]
-                parts.append((self._take(split, plan, window, order[mine - window.start]), torch.from_numpy(mine)))
-                if end > window.start + window.rows:
+        for window, held in self._windows(run, start_step):
+            end_of_window = window.start + window.rows
+            order = self._order(run, window, held)
+            while bound is not None and bound[0] < end_of_window:
+                inside = np.arange(max(bound[0], window.start), min(bound[1], end_of_window), dtype=np.int64)
+                mine = inside[inside % run.world_size == run.rank]
+                picked = torch.from_numpy(order[mine - window.start])
+                parts.append(({name: values[picked] for name, values in held.items()}, torch.from_numpy(mine)))
+                if bound[1] > end_of_window:
                     break  # the batch goes on in the next window
                 yield self._join(parts)
                 parts = []
                 step += 1
-                if step >= count_steps(plan.rows, batch_size=batch_size):
-                    return
-                first, end = bound_step(plan.rows, batch_size=batch_size, step=step)
-                if first >= window.start + window.rows:
-                    break
+                bound = run.bound(step)
 
-    def _take(self, split: str, plan: EpochPlan, window: Window, indices: np.ndarray) -> dict[str, Tensor]:
-        """Some rows of a window, by their numbers in its concatenated shards."""
-        held = self._hold(split, plan, window)
-        picked = torch.from_numpy(indices)
-        return {name: values[picked] for name, values in held.items()}
+    def _windows(self, run: _Run, start_step: int) -> Iterator[tuple[Window, dict[str, Tensor]]]:
+        """Windows that are still to be read, each with its rows; the next is loaded while one is used."""
+        first = run.bound(start_step)
+        if first is None:
+            return
+        windows = [window for window in run.plan.windows if window.start + window.rows > first[0] and window.rows]
+        with ThreadPoolExecutor(1, thread_name_prefix="shard-reader") as pool:
+            ahead: Future[dict[str, Tensor]] | None = None
+            for number, window in enumerate(windows):
+                started = time.perf_counter()
+                held = ahead.result() if ahead is not None else self._load(run, window, windows[number:])
+                self._wait_seconds += time.perf_counter() - started
+                self._held = ((run.split, window.shards), held)
+                following = windows[number + 1 :]
+                ahead = pool.submit(self._load, run, following[0], following) if following else None
+                yield window, held
 
-    def _hold(self, split: str, plan: EpochPlan, window: Window) -> dict[str, Tensor]:
-        """All rows of a window as tensors; kept until another window is asked for."""
-        key = (split, window.shards)
-        if self._held is None or self._held[0] != key:
-            self._held = None  # free the old window before loading the next
-            self._held = (key, self._load(split, plan, window))
-        return self._held[1]
-
-    def _load(self, split: str, plan: EpochPlan, window: Window) -> dict[str, Tensor]:
-        shards = self.version.manifest.shards_of(split)
-        tables = [self._cache.open_shard(self.version, shards[number]) for number in window.shards]
-        starts = np.concatenate([[0], np.cumsum(plan.shard_rows)])
-        numbers = [np.arange(starts[number], starts[number + 1], dtype=np.int64) for number in window.shards]
-        held: dict[str, Tensor] = {"": torch.from_numpy(np.concatenate(numbers))}
+    def _load(self, run: _Run, window: Window, upcoming: list[Window]) -> dict[str, Tensor]:
+        """All rows of a window as tensors; those held from the iteration before are used again."""
+        if self._held is not None and self._held[0] == (run.split, window.shards):
+            return self._held[1]
+        next_use = {run.shards[number].sha256: place for place, w in enumerate(upcoming) for number in w.shards}
+        tables = [
+            self._cache.open_shard(self.version, run.shards[number], next_use=next_use) for number in window.shards
+        ]
+        starts = self._starts(run.split)
+        taken = [run.taken[number] for number in window.shards]
+        rows = [
+            starts[run.shards[number].relpath] + (np.arange(run.shards[number].rows) if part is None else part)
+            for number, part in zip(window.shards, taken, strict=True)
+        ]
+        held: dict[str, Tensor] = {_ROWS: torch.from_numpy(np.concatenate(rows).astype(np.int64, copy=False))}
         for column in self._columns:
             pieces = [_as_array(table, column) for table in tables]
-            held[column.name] = torch.from_numpy(np.concatenate(pieces))
+            chosen = [piece if part is None else piece[part] for piece, part in zip(pieces, taken, strict=True)]
+            held[column.name] = torch.from_numpy(np.concatenate(chosen))
         return held
+
+    def _order(self, run: _Run, window: Window, held: dict[str, Tensor]) -> np.ndarray:
+        schema = self.version.schema
+        weights = held[schema.weight.name].numpy().astype(np.float64) if schema.weight is not None else None
+        return run.plan.order_window(window, order=run.order, labels=held[schema.label.name].numpy(), weights=weights)
 
     def _join(self, parts: list[tuple[dict[str, Tensor], Tensor]]) -> Batch:
         schema = self.version.schema
-        positions = torch.cat([position for _, position in parts])
-        columns = {name: torch.cat([values[name] for values, _ in parts]) for name in parts[0][0]}
+        if len(parts) == 1:
+            columns, positions = parts[0]
+        else:
+            positions = torch.cat([position for _, position in parts])
+            columns = {name: torch.cat([values[name] for values, _ in parts]) for name in parts[0][0]}
         return Batch(
             features={column.name: columns[column.name] for column in schema.features},
             label=columns[schema.label.name],
             sensitive={column.name: columns[column.name] for column in schema.sensitive},
             weight=columns[schema.weight.name] if schema.weight is not None else None,
             positions=positions,
-            rows=columns[""],
+            rows=columns[_ROWS],
         )
 
 
@@ -178,6 +274,10 @@ def tensors_of_table(table: pa.Table, schema: Schema) -> dict[str, Tensor]:
     """The features of a table (`read_split`) as a model takes them: float32 [N], int64 [N] or float32 [N, *shape]."""
     columns = {column.name: flatten_column(table.column(column.name)) for column in schema.features}
     return {column.name: torch.tensor(_as_array(columns, column)) for column in schema.features}
+
+
+def _count(shard: Shard, rows: np.ndarray | None) -> int:
+    return shard.rows if rows is None else len(rows)
 
 
 def _as_array(table: Mapping[str, np.ndarray], column: Column) -> np.ndarray:

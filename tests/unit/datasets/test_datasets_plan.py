@@ -1,6 +1,7 @@
 import pytest
 
-from mlops.datasets.plan import bound_step, count_steps, permutation, plan_epoch, verify_layout
+from mlops.datasets.plan import bound_step, count_steps, plan_epoch, verify_layout
+from mlops.datasets.sampling import permutation
 from mlops.errors import DatasetError
 
 

@@ -85,3 +85,47 @@ def test_a_tensor_column_keeps_its_shape(people, tmp_path, stored):
     batch = read(version, tmp_path / "cache")[0]
     assert batch.features["image"].shape == (16, 1, 2, 2)
     assert torch.equal(batch.features["image"][0], torch.tensor([[[0.0, 1.0], [2.0, 3.0]]]))
+
+
+def test_stratified_batches_hold_the_share_of_each_label(version, tmp_path):
+    batches = read(version, tmp_path / "cache", order="stratified", window_rows=1000)
+    rows = torch.cat([batch.rows for batch in batches])
+    assert sorted(rows.tolist()) == list(range(len(rows)))
+    share = torch.cat([batch.label for batch in batches]).float().mean()
+    assert all(abs(batch.label.float().mean() - share) < 0.1 for batch in batches)
+
+
+def test_weighted_batches_need_a_weight_column(version, tmp_path):
+    with pytest.raises(DatasetError, match="order 'weighted'"):
+        read(version, tmp_path / "cache", order="weighted")
+
+
+def test_weighted_batches_never_draw_a_weightless_row(people, tmp_path, stored):
+    for number, row in enumerate(people.rows):
+        row["importance"] = str(number % 3)
+    people.recipe["columns"].append({"name": "importance", "kind": "number", "roles": ["weight"], "minimum": 0})
+    version = stored(people.write().build(tmp_path / "b"), tmp_path / "objects")
+    batches = read(version, tmp_path / "cache", order="weighted", window_rows=1000)
+    weights = torch.cat([batch.weight for batch in batches])
+    assert (weights > 0).all()
+    assert (weights == 2).sum() > (weights == 1).sum() * 1.5
+
+
+def test_a_cache_with_a_limit_stays_below_it_and_reads_the_same(version, tmp_path):
+    whole = read(version, tmp_path / "cache")
+    sizes = [path.stat().st_size for path in (tmp_path / "cache").rglob("*.arrow")]
+    limit = max(sizes) * 2
+    reader = ShardReader(version, tmp_path / "small", window_rows=32, cache_bytes=limit)
+    same = ShardReader(version, tmp_path / "cache", window_rows=32)
+    options = {**RUN, "rank": 0, "world_size": 1}
+    for batch, expected in zip(reader.batches("train", **options), same.batches("train", **options), strict=True):
+        assert torch.equal(batch.rows, expected.rows)
+        assert sum(path.stat().st_size for path in (tmp_path / "small").rglob("*.arrow")) <= limit
+    assert len(whole) > 3
+
+
+def test_waiting_is_counted_and_asked_once(version, tmp_path):
+    reader = ShardReader(version, tmp_path / "cache")
+    list(reader.batches("train", rank=0, world_size=1, **RUN))
+    assert reader.take_wait_seconds() > 0
+    assert reader.take_wait_seconds() == 0
