@@ -1,5 +1,5 @@
 """`python -m mlops.cli` is `mlops`."""
 
-from mlops.cli.main import run
+from mlops.cli.start import run
 
 run()

@@ -1,6 +1,6 @@
 """`mlops rollback`: back to the last known good, in traffic first and then in git.
 
-Traffic is moved before anything heavy is imported: the reconciler has noted where to go and keeps that version warm.
+Mostly traffic has moved before this module is imported (mlops/deploy/first_move.py); the less simple calls act here.
 Leaves to others: the switch (mlops/deploy/traffic_switch.py), the record (mlops/deploy/withdrawal.py).
 """
 
@@ -25,16 +25,32 @@ from mlops.places import Places, find_root
 @click.option("--reason", default="rolled back by hand", show_default=True, help="Why, for the record.")
 @click.option("--dry-run", is_flag=True, help="Show where it would go.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
+@click.option("--moved", hidden=True, help="What mlops/deploy/first_move.py did before this command was loaded.")
 def rollback(
-    environment: str, product: str | None, number: int | None, reason: str, *, dry_run: bool, as_json: bool
+    environment: str,
+    product: str | None,
+    number: int | None,
+    reason: str,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    moved: str | None,
 ) -> None:
     """Move ENVIRONMENT back to the last known good version: traffic first (milliseconds), then the signed commit."""
     places = Places(find_root(Path.cwd()))
     name = product or _only_product(places, environment)
-    way = None if dry_run else _switch(places, environment, name, number)
+    way = _read_move(moved) or (None if dry_run else _switch(places, environment, name, number))
     if way is not None and not as_json:
-        click.echo(f"traffic of {name} moved from version {way['from_number']} to {way['number']}")
+        click.echo(f"traffic of {name} moved to the last known good version")
     _write_down(environment, name, number=number, reason=reason, way=way, is_dry_run=dry_run, as_json=as_json)
+
+
+def _read_move(moved: str | None) -> dict[str, Any] | None:
+    """`<image that lost traffic>,<nanoseconds>`, as the first move told."""
+    if moved is None:
+        return None
+    image, _, switched = moved.partition(",")
+    return {"from_image": image, "switched_ns": int(switched)}
 
 
 def _switch(places: Places, environment: str, product: str, number: int | None) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from mlops.deploy import traffic_switch
 from mlops.deploy.environment import SLOTS
+from mlops.deploy.first_move import CONTROL_SOCKET
 from mlops.errors import EnvironmentFault, ServingError
 from mlops.files import write_atomically
 
@@ -168,7 +169,7 @@ class Proxy:
     def _launch(self, running: int | None) -> None:
         command = ["haproxy", "-D", "-f", _CONFIG, "-p", _PID]
         if running is not None:
-            command += ["-x", traffic_switch.CONTROL_SOCKET, "-sf", str(running)]
+            command += ["-x", CONTROL_SOCKET, "-sf", str(running)]
         try:
             found = subprocess.run(
                 command, cwd=self.folder, capture_output=True, text=True, check=False, timeout=30, env=_environment()
@@ -207,7 +208,7 @@ def render_config(port: int, weights: Mapping[int, int]) -> str:
     return _TEMPLATE.format(
         port=port,
         backend=traffic_switch.BACKEND,
-        control=traffic_switch.CONTROL_SOCKET,
+        control=CONTROL_SOCKET,
         servers="\n".join(lines),
         maxconn=1_000,
     )

@@ -18,11 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-CONTROL_SOCKET = "proxy.sock"
+from mlops.deploy.first_move import CONTROL_SOCKET, HOLD, LOCK, PLAN, render_plan
+
 BACKEND = "served"
-_HOLD = "hold.json"
 _WAY_BACK = "way-back.json"
-_LOCK = "switch.lock"
 _TIMEOUT_SECONDS = 2.0
 _FULL_WEIGHT = 100
 
@@ -36,7 +35,7 @@ def slot_name(slot: int) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """One setter of weights at a time; the lock vanishes with its holder."""
     folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -89,27 +88,31 @@ def set_weights(folder: Path, weights: Mapping[int, int]) -> None:
         OSError: The proxy is not there.
         ValueError: The proxy refused.
     """
-    ordered = sorted(weights.items(), key=lambda entry: -entry[1])
-    commands: list[str] = []
-    for slot, weight in ordered:
-        server = f"{BACKEND}/{slot_name(slot)}"
-        if weight:
-            commands += [f"set server {server} state ready", f"set server {server} health up"]
-        commands.append(f"set server {server} weight {weight}")
-    answer = command_proxy(folder, *commands).strip()
+    answer = command_proxy(folder, *render_commands(weights)).strip()
     if answer:
         raise ValueError(answer)
 
 
+def render_commands(weights: Mapping[int, int]) -> list[str]:
+    """Commands to the proxy that set these shares, gaining slots first."""
+    commands: list[str] = []
+    for slot, weight in sorted(weights.items(), key=lambda entry: -entry[1]):
+        server = f"{BACKEND}/{slot_name(slot)}"
+        if weight:
+            commands += [f"set server {server} state ready", f"set server {server} health up"]
+        commands.append(f"set server {server} weight {weight}")
+    return commands
+
+
 def read_hold(folder: Path) -> str | None:
     """Image that a rollback moved traffic to and that is not yet the desired state."""
-    hold = _read_json(folder / _HOLD)
+    hold = _read_json(folder / HOLD)
     return str(hold["image"]) if hold else None
 
 
 def release_hold(folder: Path) -> None:
     """The desired state has caught up."""
-    (folder / _HOLD).unlink(missing_ok=True)
+    (folder / HOLD).unlink(missing_ok=True)
 
 
 def write_way_back(folder: Path, way: Mapping[str, Any] | None) -> None:
@@ -117,13 +120,21 @@ def write_way_back(folder: Path, way: Mapping[str, Any] | None) -> None:
 
     Args:
         folder: Of the served product.
-        way: `image`, `slot`, `socket`, `leave` (slots that lose traffic); None when there is no warm version.
+        way: `image` and `number` to go to, their `slot`, `leave` (slots that lose traffic), `from_image` and
+            `from_number`; None when there is no warm version.
     """
-    path = folder / _WAY_BACK
     if way is None:
-        path.unlink(missing_ok=True)
+        (folder / PLAN).unlink(missing_ok=True)
+        (folder / _WAY_BACK).unlink(missing_ok=True)
         return
-    _write_json(path, way)
+    plan = render_plan(
+        leaving=way["from_image"],
+        hold=json.dumps({"image": way["image"]}),
+        slot=way["slot"],
+        commands=";".join(render_commands(_weights_back(way))),
+    )
+    _write_text(folder / PLAN, plan)
+    _write_text(folder / _WAY_BACK, json.dumps(way, sort_keys=True))
 
 
 def read_way_back(folder: Path) -> dict[str, Any] | None:
@@ -144,8 +155,8 @@ def switch_back(folder: Path) -> dict[str, Any] | None:
         way = read_way_back(folder)
         if way is None or not is_listening(folder, way["slot"]):
             return None
-        _write_json(folder / _HOLD, {"image": way["image"]})
-        set_weights(folder, {way["slot"]: _FULL_WEIGHT, **dict.fromkeys(way["leave"], 0)})
+        _write_text(folder / HOLD, json.dumps({"image": way["image"]}))
+        set_weights(folder, _weights_back(way))
         return {**way, "switched_ns": time.time_ns()}
 
 
@@ -171,7 +182,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _weights_back(way: Mapping[str, Any]) -> dict[int, int]:
+    return {way["slot"]: _FULL_WEIGHT, **dict.fromkeys(way["leave"], 0)}
+
+
+def _write_text(path: Path, text: str) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(content, sort_keys=True))
+    aside.write_text(text)
     aside.replace(path)
