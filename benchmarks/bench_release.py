@@ -29,7 +29,8 @@ def peak_memory(process: subprocess.Popen[bytes], peak: list[int]) -> None:
         total = 0
         for one in psutil.process_iter(["cmdline", "ppid"]):
             try:
-                if str(ROOT) in " ".join(one.info["cmdline"] or []) or "ray" in " ".join(one.info["cmdline"] or [])[:200]:
+                command = " ".join(one.info["cmdline"] or [])
+                if str(ROOT) in command or "ray" in command[:200]:
                     total += one.memory_full_info().pss
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue

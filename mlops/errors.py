@@ -73,7 +73,7 @@ class LedgerError(MlopsError):
     exit_code = 8
 
 
-class EnvironmentFault(MlopsError):
+class EnvironmentFault(MlopsError):  # noqa: N818 - OSError has an alias of the better name
     """The machine lacks something: a system tool, a free port, disk space, a Ray cluster."""
 
     exit_code = 9

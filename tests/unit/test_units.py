@@ -37,5 +37,5 @@ def test_accelerators() -> None:
     assert Accelerators.parse("0.5xcpu").count == 0.5
     assert str(Accelerators.parse("1xtpu-v5e-8")) == "1xtpu-v5e-8"
     for bad in ("h100", "0xh100", "1.5xh100", "-1xcpu", 8):
-        with pytest.raises(ValueError, match="accelerator|divided"):
+        with pytest.raises(ValueError, match=r"accelerator|divided"):
             Accelerators.parse(bad)
