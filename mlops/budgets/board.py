@@ -146,6 +146,7 @@ class Board:
         """A new prediction of the time left."""
         if entry.status != "waiting":
             entry.ends_us = now_us + remaining_us
+            entry.remaining_us = remaining_us
         elif remaining_us != entry.remaining_us:
             self._dequeue(entry)
             entry.remaining_us = remaining_us

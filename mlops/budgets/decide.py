@@ -246,7 +246,15 @@ class _Pass:
             entry.yields_to, entry.yields_from_us = reservation.head.group.group_id, reservation.starts_us
         self.board.start(entry, placement, now_us=self.now_us, units=units)
         self.started.add(entry.group.group_id)
-        self.actions.append(Start(entry.group.group_id, placement, is_backfill=is_backfill))
+        self.actions.append(
+            Start(
+                entry.group.group_id,
+                placement,
+                is_backfill=is_backfill,
+                yields_to=entry.yields_to,
+                yields_from_us=entry.yields_from_us,
+            )
+        )
 
     def _explain(self, entry: Entry) -> _Blocked:
         if not self.with_reasons:

@@ -196,19 +196,25 @@ class LeaseBook:
 
         A lease that was closed already keeps its charge; asking again with the same key gives the same answer.
         """
-        digest = request_digest("settle", (lease_id, fencing_token, ended_us))
         with self._ledger.write() as transaction:
-            earlier = lease_rows.find_operation(transaction.connection, key)
-            if earlier is not None:
-                return earlier.to_settlement() if earlier.digest == digest else _refuse_reused(key)
-            row = lease_rows.find(transaction.connection, lease_id)
-            grounds = _check_holder(row, lease_id, fencing_token=fencing_token)
-            if row is None or grounds:
-                return Refusal(grounds)
-            if not row.is_live:
-                return row.to_settlement(refunded=0)
-            end_us = row.expires_us if ended_us is None else min(ended_us, row.expires_us)
-            return _close(transaction, row, ended_us=end_us, cause="settled", key=key, digest=digest)
+            return self.settle_in(transaction, lease_id, fencing_token=fencing_token, ended_us=ended_us, key=key)
+
+    def settle_in(
+        self, transaction: Transaction, lease_id: str, *, fencing_token: int, ended_us: int | None, key: str
+    ) -> Settlement | Refusal:
+        """As `settle`, inside a transaction of the caller's."""
+        digest = request_digest("settle", (lease_id, fencing_token, ended_us))
+        earlier = lease_rows.find_operation(transaction.connection, key)
+        if earlier is not None:
+            return earlier.to_settlement() if earlier.digest == digest else _refuse_reused(key)
+        row = lease_rows.find(transaction.connection, lease_id)
+        grounds = _check_holder(row, lease_id, fencing_token=fencing_token)
+        if row is None or grounds:
+            return Refusal(grounds)
+        if not row.is_live:
+            return row.to_settlement(refunded=0)
+        end_us = row.expires_us if ended_us is None else min(ended_us, row.expires_us)
+        return _close(transaction, row, ended_us=end_us, cause="settled", key=key, digest=digest)
 
     def close_expired(self, now_us: int | None = None) -> tuple[Settlement, ...]:
         """Charge leases whose holder vanished to their expiry, and end them."""

@@ -47,8 +47,8 @@ def delays(
 ) -> Reason | None:
     """Why a start would delay the reservation; None when it would not.
 
-    It does not when it ends before, or when the reserved units stay free at that time. A reservation does not bind a group
-    that could evict its head if that ran (it is ahead by rank, only younger), nor one that will `must_yield` to it.
+    It does not when it ends before, or when the reserved units stay free at that time. A reservation does not bind a
+    group that could evict its head if that ran (it is ahead by rank, only younger), nor one that must yield to it.
     """
     ends_us = now_us + board.settings.restart_us + entry.remaining_us * entry.units // units
     if ends_us <= reservation.starts_us:

@@ -86,7 +86,7 @@ class Settings:
     """What stopping and starting again costs, for weighing victims."""
     is_preempting_by_work: bool = True
     """Inside a priority class, much less remaining work may take the place of more."""
-    gain: float = 2.0
+    gain: float = 1.0
     """By how many times a victim's remaining work must exceed that of the group that takes its place."""
     ageing_factor: float = 10.0
     ageing_floor_us: int = 3_600 * SECOND_US
@@ -115,6 +115,8 @@ class Start:
     group_id: str
     placement: Placement
     is_backfill: bool = False
+    yields_to: str = ""
+    yields_from_us: int = 0
 
 
 @dataclass(frozen=True)
