@@ -20,19 +20,16 @@ from mlops.files import write_atomically
 from mlops.ids import Ids, TimeIds
 from mlops.ledger.connection import open_ledger, sqlite_url
 from mlops.places import Places
-from mlops.provenance.digest import digest_code, digest_file, digest_json
+from mlops.provenance.digest import digest_file
 from mlops.provenance.sql_steps import StepRecord
 from mlops.provenance.steps import StepBook, Workbench
-from mlops.serving.deploy_spec import load_deploy_spec
 from mlops.serving.step_image import image_step
 from mlops.training.contract import contract_of_schema
-from mlops.training.launch import open_ray_crew
+from mlops.training.launch import make_request
 from mlops.training.one_trial import TrialRequest, run_one_trial
-from mlops.training.ray_cluster import stop_local
-from mlops.training.spec import load_sweep_spec
+from mlops.training.process_group import ProcessCrew
+from mlops.training.spec import SweepSpec, load_sweep_spec
 from mlops.training.step_export import export_step
-
-TRAINING_CODE = ("mlops.training", "mlops.datasets")
 
 
 @dataclass(frozen=True)
@@ -58,43 +55,36 @@ def rebuild(place: CleanPlace) -> dict[str, str]:
     """
     plan, places = place.plan, place.places
     product = str(plan["product"])
-    found = {
-        "trainer": digest_file(places.trainer_file(product)),
-        "spec": digest_file(places.sweep_file(product)),
-        "lock": digest_file(places.lock_file),
-        "deploy_spec": digest_json(load_deploy_spec(places, product).image.model_dump(mode="json")),
-        "code of sweep": digest_code("mlops.training", "mlops.datasets"),
-        "code of export": digest_code("mlops.training"),
-        "code of image": digest_code("mlops.serving"),
-    }
     place.say("[1/4] dataset by digest")
     version = load_dataset_version(places, str(plan["dataset"]), revision=str(plan["dvc_digest"]))
-    found["manifest"] = version.digest
+    spec = load_sweep_spec(places.sweep_file(product))
+    inputs = make_request(places, spec, version=version, tags={}, spender="").inputs
+    found = {name: inputs[name] for name in ("trainer", "spec", "lock", "manifest")}
+    found["code of sweep"] = inputs["code"]
     place.say(f"[2/4] trial {plan['trial']} with seed {plan['seed']}")
-    weights = _train(place, version)
+    weights = _train(place, spec, version)
     found["weights"] = digest_file(weights)
     ledger = open_ledger(sqlite_url(places.ledger_file), place.clock)
     book = StepBook(ledger, clock=place.clock, ids=place.ids, signer=None)
     bench = Workbench(places, ledger, place.clock, place.ids, book, place.say)
     place.say("[3/4] export")
-    exported = export_step(
-        bench, spec=load_sweep_spec(places.sweep_file(product)), sweep=_sweep_record(place, found, weights)
-    )
-    found["candidate"] = exported.record.outputs["candidate"]
+    exported = export_step(bench, spec=spec, sweep=_sweep_record(place, found, weights))
+    found["candidate"], found["code of export"] = exported.record.outputs["candidate"], exported.record.inputs["code"]
     place.say("[4/4] image")
     image = image_step(
         bench, product=product, candidate=found["candidate"], gate=str(plan["gate"]), number=int(plan["number"])
     )
-    found["image"] = image.record.outputs["image"]
+    found["image"], found["code of image"] = image.record.outputs["image"], image.record.inputs["code"]
+    found["deploy_spec"] = image.record.inputs["deploy_spec"]
     ledger.close()
     return found
 
 
-def _train(place: CleanPlace, version: DatasetVersion) -> Path:
+def _train(place: CleanPlace, spec: SweepSpec, version: DatasetVersion) -> Path:
     plan, places = place.plan, place.places
     product = str(plan["product"])
-    spec = load_sweep_spec(places.sweep_file(product))
     contract = contract_of_schema(version.schema, product=product, digest=version.digest)
+    crew = ProcessCrew(places, version)
     paying = open_ledger(str(plan["ledger_url"]), place.clock)
     run_id = place.ids.new("rebuild")
     request = TrialRequest(
@@ -109,11 +99,10 @@ def _train(place: CleanPlace, version: DatasetVersion) -> Path:
         spender=str(plan["person"]),
     )
     try:
-        with open_ray_crew(places, spec, version=version, say=place.say) as crew:
-            leases = LeaseBook(paying, place.clock, place.ids)
-            ended = run_one_trial(request, crew=crew, leases=leases, clock=place.clock, say=place.say)
+        leases = LeaseBook(paying, place.clock, place.ids)
+        ended = run_one_trial(request, crew=crew, leases=leases, clock=place.clock, say=place.say)
     finally:
-        stop_local(places)
+        crew.close()
         paying.close()
     if isinstance(ended, Refusal):
         raise MlopsError(f"the budget does not pay for a rebuild: {ended.render_text()}", hint="mlops budget show")
