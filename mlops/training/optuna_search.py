@@ -121,7 +121,7 @@ class Search:
 
 
 def suggest(
-    trial: optuna.trial.Trial, *, space: Mapping[str, Dimension], fixed: Mapping[str, Value]
+    trial: optuna.trial.BaseTrial, *, space: Mapping[str, Dimension], fixed: Mapping[str, Value]
 ) -> Iterator[tuple[str, Value]]:
     """Fixed values, then each dimension whose condition holds, in the order of the file."""
     chosen: dict[str, Value] = dict(fixed)
@@ -140,6 +140,25 @@ def suggest(
             value = trial.suggest_float(name, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
         chosen[name] = value
         yield name, value
+
+
+def middle_point(spec: SweepSpec) -> dict[str, Value]:
+    """The middle of every dimension that applies, and the first of every choice."""
+    middle = {name: _middle(dimension) for name, dimension in spec.space.items()}
+    return dict(suggest(optuna.trial.FixedTrial(middle), space=spec.space, fixed=spec.fixed))
+
+
+def _middle(dimension: Dimension) -> Value:
+    if isinstance(dimension, Choice):
+        return dimension.choices[0]
+    middle = math.sqrt(dimension.low * dimension.high) if dimension.log else (dimension.low + dimension.high) / 2
+    if isinstance(dimension, IntRange):
+        return min(dimension.high, dimension.low + round((middle - dimension.low) / dimension.step) * dimension.step)
+    return (
+        middle
+        if dimension.step is None
+        else dimension.low + dimension.step * round((middle - dimension.low) / dimension.step)
+    )
 
 
 def count_trials(spec: SweepSpec) -> int:

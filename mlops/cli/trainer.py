@@ -1,0 +1,128 @@
+"""`mlops trainer`: check the trainer contract, run one trial by hand. Leaves to others: both (mlops/training)."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import yaml
+
+from mlops.cli.rendering import emit_json, refuse
+from mlops.errors import ProjectError, Reason, Refusal, TrainingError
+
+if TYPE_CHECKING:
+    from mlops.project.opening import Project
+    from mlops.training.spec import SweepSpec
+
+
+@click.group()
+def trainer() -> None:
+    """Check a trainer, or run one trial by hand."""
+
+
+@trainer.command()
+@click.argument("product")
+@click.option("--json", "as_json", is_flag=True, help="Print violations as JSON.")
+def check(product: str, *, as_json: bool) -> None:
+    """Try the trainer contract on a few rows, on the CPU: learns, resumes, is deterministic, exports."""
+    from mlops.project.opening import open_project  # heavy: SQLAlchemy, torch
+    from mlops.training.check import check_trainer
+    from mlops.training.contract import contract_of_schema
+    from mlops.training.launch import load_launch_spec, load_version
+    from mlops.training.ray_worker import SourceRecipe
+    from mlops.training.spec import verify_parameters
+
+    project = open_project()
+    spec = load_launch_spec(project.places, project.require_product(product))
+    trainer_file = project.places.trainer_file(product)
+    verify_parameters(spec, trainer_file=trainer_file)
+    version = load_version(project.places, spec)
+    violations = check_trainer(
+        spec,
+        trainer_file=trainer_file,
+        contract=contract_of_schema(version.schema, product=product, digest=version.digest),
+        source=SourceRecipe(version, str(project.places.cache / "shards")).open(),
+        say=lambda line: click.echo(line, err=as_json),
+    )
+    if as_json:
+        emit_json([{"line": violation.line, "text": violation.text} for violation in violations])
+    if violations:
+        reasons = tuple(Reason(violation.line, violation.text) for violation in violations)
+        refuse(Refusal(reasons), what=f"{trainer_file.name} does not keep the trainer contract")
+    click.echo(f"{trainer_file.name} keeps the trainer contract", err=as_json)
+
+
+@trainer.command()
+@click.argument("product")
+@click.option("--trial", metavar="SWEEP/NUMBER", help="Take parameters and seed from this trial.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a parameter; may be repeated.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Instead of the number in the spec.")
+@click.option("--seed", type=click.IntRange(min=0), help="Instead of the trial's.")
+@click.option("--local", is_flag=True, default=True, hidden=True, help="In this process; the only way so far.")
+@click.option("--dry-run", is_flag=True, help="Show the parameters; run nothing.")
+def run(
+    product: str,
+    trial: str | None,
+    settings: tuple[str, ...],
+    epochs: int | None,
+    seed: int | None,
+    local: bool,
+    dry_run: bool,
+) -> None:
+    """Run one trial in this process: no lease, no Ray, breakpoints work."""
+    from mlops.project.opening import open_project
+    from mlops.training.launch import load_launch_spec, load_version, make_request
+    from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, run_local, seed_of_trial
+    from mlops.training.ray_worker import SourceRecipe
+
+    project = open_project()
+    spec = load_launch_spec(project.places, project.require_product(product))
+    params, found_seed = _parameters(project, spec, trial) if trial else (first_point(spec), seed_of_trial(spec, 0))
+    params = {**params, **_parse_settings(settings)}
+    click.echo(" ".join(f"{name}={value}" for name, value in params.items()))
+    if dry_run:
+        return
+    version = load_version(project.places, spec)
+    request = make_request(project.places, spec, version=version, tags={}, spender="")
+    with tempfile.TemporaryDirectory(prefix="mlops-trial-") as scratch:
+        result = run_local(
+            LocalTrial(
+                spec=spec,
+                trainer_file=project.places.trainer_file(product),
+                params=params,
+                reserved=request.reserved,
+                folder=Path(scratch),
+                seed=found_seed if seed is None else seed,
+                epochs=epochs or spec.epochs,
+            ),
+            source=SourceRecipe(version, str(project.places.cache / "shards")).open(),
+            channel=LocalChannel(say=click.echo),
+        )
+    if result.outcome != "complete":
+        raise TrainingError(f"the trial {result.outcome}: {result.reason}", hint="set a breakpoint and run it again")
+    click.echo(f"weights {result.weights_sha256[:19]}, {result.usage.busy_us / 1e6:.1f} s")
+
+
+def _parameters(project: Project, spec: SweepSpec, reference: str) -> tuple[dict[str, Any], int]:
+    """Parameters and seed of a trial `SWEEP/NUMBER`."""
+    from mlops.training.sweep import load_trials
+    from mlops.training.sweep_view import load_sweep_row
+
+    name, _, number = reference.rpartition("/")
+    row = load_sweep_row(project.ledger, name)
+    found = [item for item in load_trials(project.ledger, row.sweep_id) if str(item.number) == number]
+    if not found:
+        raise ProjectError(f"{row.sweep_id} has no trial {number!r}", hint=f"`mlops sweep show {row.sweep_id}`")
+    return found[0].params, found[0].seed
+
+
+def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not separator or not name:
+            raise ProjectError(f"--set {setting!r} is not of the form KEY=VALUE")
+        parsed[name] = yaml.safe_load(value)
+    return parsed

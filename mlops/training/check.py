@@ -1,0 +1,192 @@
+"""The trainer contract, tried out on a few rows on the CPU before a budget is touched.
+
+Loss falls; a yield and a resume equal an uninterrupted run bit by bit; two runs with one seed agree; the export
+answers like torch; the sample order does not depend on the number of workers. Each violation names the line of the
+contract.
+Leaves to others: reading the trainer (trainer.py), remembering the result (the caller).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlops.datasets.reader import Batch
+from mlops.errors import TrainingError
+from mlops.training.attempt import BatchSource
+from mlops.training.contract import Contract
+from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, run_local
+from mlops.training.spec import SweepSpec
+from mlops.training.worker import AttemptResult, seed_everything
+
+CHECK_EPOCHS = 3
+CHECK_ROWS = 1_024
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A line of the contract that does not hold."""
+
+    line: str
+    """Stable, kebab-case."""
+    text: str
+    """What was seen, and how to fix it."""
+
+
+class FewRows:
+    """The first batches of a source, so that a check takes seconds."""
+
+    def __init__(self, source: BatchSource, *, rows: int = CHECK_ROWS) -> None:
+        self._source = source
+        self._rows = rows
+
+    def batches(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        start_step: int = 0,
+        shuffle: bool = True,
+    ) -> Iterator[Batch]:
+        """See `BatchSource`; ends after `rows` rows."""
+        size = max(world_size, min(batch_size, self._rows // 4))
+        seen = 0
+        for batch in self._source.batches(
+            split,
+            batch_size=size - size % world_size,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            start_step=start_step,
+            shuffle=shuffle,
+        ):
+            yield batch
+            seen += len(batch.label) * world_size
+            if seen >= self._rows:
+                return
+
+
+def check_trainer(
+    spec: SweepSpec, *, trainer_file: Path, contract: Contract, source: BatchSource, say: Callable[[str], None]
+) -> tuple[Violation, ...]:
+    """Every line of the contract that does not hold; empty when the trainer may be paid for.
+
+    Args:
+        spec: The sweep; parameters are taken from the middle of its space.
+        trainer_file: The trainer.
+        contract: Columns and classes of the dataset.
+        source: Its rows; only a few are used.
+        say: Prints one line of progress.
+    """
+    few = FewRows(source)
+    with tempfile.TemporaryDirectory(prefix="mlops-check-") as scratch:
+        trial = LocalTrial(
+            spec=spec,
+            trainer_file=trainer_file,
+            params=first_point(spec),
+            reserved={"columns": contract.column_sizes(), "classes": len(contract.classes)},
+            folder=Path(scratch) / "whole",
+            seed=spec.seed,
+            epochs=CHECK_EPOCHS,
+        )
+        heard = LocalChannel()
+        whole = run_local(trial, source=few, channel=heard)
+        if whole.outcome != "complete":
+            return (Violation("runs", f"the trainer does not come to its end: {whole.reason}"),)
+        say(f"runs: {CHECK_EPOCHS} epochs on {CHECK_ROWS} rows")
+        found = [
+            *_check_loss(trial, spec, heard, few),
+            *_check_resume(trial, whole, heard, source=few, folder=Path(scratch)),
+            *_check_order(few),
+            *_check_export(trial, whole, contract=contract, source=few),
+        ]
+    for violation in found:
+        say(f"violated: {violation.line}: {violation.text}")
+    return tuple(found)
+
+
+def _check_loss(trial: LocalTrial, spec: SweepSpec, heard: LocalChannel, source: FewRows) -> list[Violation]:
+    metric = spec.objectives[0].metric
+    values = [report[metric] for report in heard.reports]
+    is_minimised = spec.objectives[0].direction == "minimize"
+    best = min(values[1:]) if is_minimised else max(values[1:])
+    if best < values[0] if is_minimised else best > values[0]:
+        return []
+    text = f"{metric} does not get better over {len(values)} epochs: {', '.join(f'{value:.4g}' for value in values)}"
+    return [Violation("learns", f"{text}; is optimizer.step() called on the parameters of the module in `state`?")]
+
+
+def _check_resume(
+    trial: LocalTrial, whole: AttemptResult, heard: LocalChannel, *, source: FewRows, folder: Path
+) -> list[Violation]:
+    again = run_local(replace(trial, folder=folder / "again"), source=source, channel=LocalChannel())
+    if again.weights_sha256 != whole.weights_sha256:
+        text = "two runs with one seed give different weights; draw randomness from torch, numpy or random only"
+        return [Violation("deterministic", text)]
+    parts = replace(trial, folder=folder / "parts")
+    run_local(parts, source=source, channel=LocalChannel(yield_after=1))
+    later = LocalChannel()
+    resumed = run_local(replace(parts, attempt=1), source=source, channel=later)
+    if resumed.weights_sha256 != whole.weights_sha256 or later.reports != heard.reports[1:]:
+        text = (
+            "a resumed run differs from an uninterrupted one; give worker.epochs(state) everything that changes "
+            "between epochs: model, optimizer, scheduler"
+        )
+        return [Violation("resumes", text)]
+    return []
+
+
+def _check_order(source: FewRows) -> list[Violation]:
+    def rows(world_size: int) -> list[int]:
+        parts = [
+            [b.rows for b in source.batches("train", batch_size=64, seed=1, epoch=0, rank=r, world_size=world_size)]
+            for r in range(world_size)
+        ]
+        return [int(row) for step in zip(*parts, strict=True) for row in _interleave(list(step))]
+
+    if rows(1) != rows(2):
+        return [Violation("order", "two workers read the rows in another order than one: the dataset's plan is broken")]
+    return []
+
+
+def _interleave(parts: list[torch.Tensor]) -> list[int]:
+    total = sum(len(part) for part in parts)
+    return [int(parts[index % len(parts)][index // len(parts)]) for index in range(total)]
+
+
+def _check_export(trial: LocalTrial, whole: AttemptResult, *, contract: Contract, source: FewRows) -> list[Violation]:
+    from safetensors.torch import load_file
+
+    from mlops.training.export import PARITY_BOUND
+    from mlops.training.onnx_export import export_onnx, measure_parity
+    from mlops.training.trainer import load_trainer
+
+    seed_everything(trial.seed)
+    module: torch.nn.Module = load_trainer(trial.trainer_file).model({**trial.params, **trial.reserved})
+    some = source.batches("validation", batch_size=256, seed=0, epoch=0, rank=0, world_size=1, shuffle=False)
+    batch = next(iter(some))
+    try:
+        module.load_state_dict(load_file(whole.weights_file), strict=True)
+        content = export_onnx(module, contract=contract)
+        rows, difference = measure_parity(module, onnx_bytes=content, columns=batch.features)
+    except (TrainingError, RuntimeError) as error:
+        hint = f" ({error.hint})" if isinstance(error, TrainingError) and error.hint else ""
+        return [Violation("exports", f"{str(error).splitlines()[0]}{hint}")]
+    if not difference <= PARITY_BOUND:
+        return [Violation("exports", f"ONNX differs from torch by {difference:.3g} on {rows} rows")]
+    return []
+
+
+def as_facts(violations: tuple[Violation, ...]) -> dict[str, Any]:
+    """For a record of the check."""
+    return {"violations": [{"line": item.line, "text": item.text} for item in violations]}
