@@ -111,17 +111,15 @@ def plan_epoch(
     text = f"plan 1\n{digest}\n{split}\n{seed}\n{epoch}" + (f"\n{selection}" if selection else "")
     key = hashlib.sha256(text.encode()).digest()
     order = permutation(key, "shards", len(shard_rows)) if shuffle else np.arange(len(shard_rows), dtype=np.int64)
+    ends = np.cumsum(np.asarray(shard_rows, dtype=np.int64)[order])
     windows: list[Window] = []
-    held: list[int] = []
-    start = rows = 0
-    for number in (int(index) for index in order):
-        if held and rows + shard_rows[number] > window_rows:
-            windows.append(Window(len(windows), tuple(sorted(held)), start, rows))
-            held, start, rows = [], start + rows, 0
-        held.append(number)
-        rows += shard_rows[number]
-    if held:
-        windows.append(Window(len(windows), tuple(sorted(held)), start, rows))
+    first, start = 0, 0
+    while first < len(order):
+        # As many shards as fit, one at least.
+        last = max(first + 1, int(np.searchsorted(ends, start + window_rows, side="right")))
+        end = int(ends[last - 1])
+        windows.append(Window(len(windows), tuple(sorted(order[first:last].tolist())), start, end - start))
+        first, start = last, end
     return EpochPlan(shard_rows=shard_rows, windows=tuple(windows), key=key, is_shuffled=shuffle)
 
 

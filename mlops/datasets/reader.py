@@ -27,8 +27,9 @@ from mlops.datasets.selection import Selection, select_rows
 from mlops.datasets.version import DatasetVersion, read_shard
 from mlops.errors import DatasetError
 
+Columns = dict[str, np.ndarray]
 _ROWS = ""
-"""Key of the row numbers among a window's tensors; no column has this name."""
+"""Key of the row numbers among a window's columns; no column has this name."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class ShardReader:
         if schema.weight is not None:
             used[schema.weight.name] = schema.weight
         self._columns = tuple(used.values())
-        self._held: tuple[tuple[str, tuple[int, ...]], dict[str, Tensor]] | None = None
+        self._held: tuple[tuple[str, tuple[int, ...]], Columns] | None = None
         self._taken: dict[str, tuple[tuple[Shard, ...], tuple[np.ndarray | None, ...]]] = {}
         self._wait_seconds = 0.0
 
@@ -194,15 +195,14 @@ class ShardReader:
 
     def _iterate(self, run: _Run, start_step: int) -> Iterator[Batch]:
         step, bound = start_step, run.bound(start_step)
-        parts: list[tuple[dict[str, Tensor], Tensor]] = []
+        parts: list[tuple[Columns, np.ndarray]] = []
         for window, held in self._windows(run, start_step):
             end_of_window = window.start + window.rows
             order = self._order(run, window, held)
             while bound is not None and bound[0] < end_of_window:
                 inside = np.arange(max(bound[0], window.start), min(bound[1], end_of_window), dtype=np.int64)
                 mine = inside[inside % run.world_size == run.rank]
-                picked = torch.from_numpy(order[mine - window.start])
-                parts.append(({name: values[picked] for name, values in held.items()}, torch.from_numpy(mine)))
+                parts.append((_pick(held, mine - window.start, order), mine))
                 if bound[1] > end_of_window:
                     break  # the batch goes on in the next window
                 yield self._join(parts)
@@ -210,14 +210,14 @@ class ShardReader:
                 step += 1
                 bound = run.bound(step)
 
-    def _windows(self, run: _Run, start_step: int) -> Iterator[tuple[Window, dict[str, Tensor]]]:
+    def _windows(self, run: _Run, start_step: int) -> Iterator[tuple[Window, Columns]]:
         """Windows that are still to be read, each with its rows; the next is loaded while one is used."""
         first = run.bound(start_step)
         if first is None:
             return
         windows = [window for window in run.plan.windows if window.start + window.rows > first[0] and window.rows]
         with ThreadPoolExecutor(1, thread_name_prefix="shard-reader") as pool:
-            ahead: Future[dict[str, Tensor]] | None = None
+            ahead: Future[Columns] | None = None
             for number, window in enumerate(windows):
                 started = time.perf_counter()
                 held = ahead.result() if ahead is not None else self._load(run, window, windows[number:])
@@ -227,8 +227,8 @@ class ShardReader:
                 ahead = pool.submit(self._load, run, following[0], following) if following else None
                 yield window, held
 
-    def _load(self, run: _Run, window: Window, upcoming: list[Window]) -> dict[str, Tensor]:
-        """All rows of a window as tensors; those held from the iteration before are used again."""
+    def _load(self, run: _Run, window: Window, upcoming: list[Window]) -> Columns:
+        """All rows of a window; those held from the iteration before are used again."""
         if self._held is not None and self._held[0] == (run.split, window.shards):
             return self._held[1]
         next_use = {run.shards[number].sha256: place for place, w in enumerate(upcoming) for number in w.shards}
@@ -241,33 +241,52 @@ class ShardReader:
             starts[run.shards[number].relpath] + (np.arange(run.shards[number].rows) if part is None else part)
             for number, part in zip(window.shards, taken, strict=True)
         ]
-        held: dict[str, Tensor] = {_ROWS: torch.from_numpy(np.concatenate(rows).astype(np.int64, copy=False))}
+        held: Columns = {_ROWS: np.concatenate(rows).astype(np.int64, copy=False)}
         for column in self._columns:
             pieces = [_as_array(table, column) for table in tables]
             chosen = [piece if part is None else piece[part] for piece, part in zip(pieces, taken, strict=True)]
-            held[column.name] = torch.from_numpy(np.concatenate(chosen))
+            held[column.name] = np.concatenate(chosen)
         return held
 
-    def _order(self, run: _Run, window: Window, held: dict[str, Tensor]) -> np.ndarray:
+    def _order(self, run: _Run, window: Window, held: Columns) -> np.ndarray | None:
+        """Row numbers of the window in reading order; None when they come as they lie."""
+        if not run.plan.is_shuffled:
+            return None
         schema = self.version.schema
-        weights = held[schema.weight.name].numpy().astype(np.float64) if schema.weight is not None else None
-        return run.plan.order_window(window, order=run.order, labels=held[schema.label.name].numpy(), weights=weights)
+        weights = held[schema.weight.name].astype(np.float64) if schema.weight is not None else None
+        return run.plan.order_window(window, order=run.order, labels=held[schema.label.name], weights=weights)
 
-    def _join(self, parts: list[tuple[dict[str, Tensor], Tensor]]) -> Batch:
+    def _join(self, parts: list[tuple[Columns, np.ndarray]]) -> Batch:
         schema = self.version.schema
-        if len(parts) == 1:
-            columns, positions = parts[0]
-        else:
-            positions = torch.cat([position for _, position in parts])
-            columns = {name: torch.cat([values[name] for values, _ in parts]) for name in parts[0][0]}
+        columns = {
+            name: torch.from_numpy(
+                parts[0][0][name] if len(parts) == 1 else np.concatenate([p[name] for p, _ in parts])
+            )
+            for name in parts[0][0]
+        }
         return Batch(
             features={column.name: columns[column.name] for column in schema.features},
             label=columns[schema.label.name],
             sensitive={column.name: columns[column.name] for column in schema.sensitive},
             weight=columns[schema.weight.name] if schema.weight is not None else None,
-            positions=positions,
+            positions=torch.from_numpy(np.concatenate([positions for _, positions in parts])),
             rows=columns[_ROWS],
         )
+
+
+def _pick(held: Columns, inside: np.ndarray, order: np.ndarray | None) -> Columns:
+    """Copies of some rows of a window (a trainer may change its batch), by their places in the reading order.
+
+    numpy on one thread: torch's indexing starts a team of threads for every column and waits for it.
+    """
+    if order is not None:
+        numbers = order[inside]
+        return {name: values[numbers] for name, values in held.items()}
+    if not len(inside):
+        return {name: values[:0] for name, values in held.items()}
+    step = int(inside[1] - inside[0]) if len(inside) > 1 else 1
+    stretch = slice(int(inside[0]), int(inside[-1]) + 1, step)
+    return {name: values[stretch].copy() for name, values in held.items()}
 
 
 def tensors_of_table(table: pa.Table, schema: Schema) -> dict[str, Tensor]:
