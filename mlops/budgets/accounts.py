@@ -7,7 +7,7 @@ Leaves to others: when to pay (`leases`), delivering the warnings (`outbox`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -165,20 +165,22 @@ def _insert_accounts(connection: sa.Connection, missing: Iterable[Account]) -> N
     )
 
 
-def warn_crossed(transaction: Transaction, loaded: Sequence[Account], *, added: int, is_stopped: bool = False) -> None:
+def warn_crossed(
+    transaction: Transaction, loaded: Sequence[Account], *, added: int, stopped: Collection[str] = ()
+) -> None:
     """Write a warning for every threshold that `added` crossed, once per period.
 
     Args:
         transaction: The one that crosses it.
         loaded: Balances before `added`.
         added: Micro-USD that become committed.
-        is_stopped: A renewal was refused for money: the whole cap counts as reached.
+        stopped: Scopes that cannot pay a renewal: their whole cap counts as reached.
     """
     for account in loaded:
         cap = account.cap_micro_usd
         if cap is None:
             continue
-        reached = FULL * cap if is_stopped else (account.committed_micro_usd + added) * FULL
+        reached = FULL * cap if account.scope in stopped else (account.committed_micro_usd + added) * FULL
         crossed = [threshold for threshold in account.thresholds if reached >= threshold.basis_points * cap]
         if crossed:
             _insert_warnings(transaction, account, crossed, committed=account.committed_micro_usd + added)

@@ -142,7 +142,7 @@ class LeaseBook:
         grounds = (*_check_renewal(settled, row), *find_shortages(settled, amount=cost))
         overdrafts = _find_overdrafts(tree, row, settled, cost=cost)
         if grounds and not overdrafts:
-            warn_crossed(transaction, loaded, added=0, is_stopped=True)
+            warn_crossed(transaction, loaded, added=0, stopped=_find_stopped(settled, cost=cost))
             return Refusal(grounds)
         return self._extend(
             transaction, row, settled, charge=charge, cost=cost, window_us=window_us, overdrafts=overdrafts,
@@ -175,7 +175,7 @@ class LeaseBook:
             paid_micro_usd=row.paid_micro_usd + cost,
             scopes=tuple((a.scope, a.period_start_us, a.cap_micro_usd) for a in settled),
         )
-        warn_crossed(transaction, settled, added=cost, is_stopped=bool(overdrafts))
+        warn_crossed(transaction, settled, added=cost, stopped=overdrafts)
         for account in settled:
             if account.scope in overdrafts:
                 set_overdraft(transaction, account, overdraft=overdrafts[account.scope])
@@ -329,6 +329,14 @@ def _check_renewal(settled: Sequence[Account], row: LeaseRow) -> tuple[Reason, .
         Reason("budget-policy", f"{account.scope} checkpoints and stops running work: {_render_committed(account)}")
         for account in settled
         if "checkpoint-and-stop" in account.find_actions()
+    )
+
+
+def _find_stopped(settled: Sequence[Account], *, cost: int) -> frozenset[str]:
+    return frozenset(
+        account.scope
+        for account in settled
+        if find_shortages([account], amount=cost) or "checkpoint-and-stop" in account.find_actions()
     )
 
 

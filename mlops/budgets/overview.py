@@ -5,7 +5,7 @@ Leaves to others: printing (mlops/cli), deciding (`decide`).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ from mlops.budgets.configuration import load_applied
 from mlops.budgets.forecast import find_exhaustion
 from mlops.budgets.outbox import Notice, list_warnings
 from mlops.budgets.quota import QuotaBoard
-from mlops.budgets.sql_budgets import budgets
+from mlops.budgets.sql_budgets import budgets, leases
 from mlops.budgets.tree import BudgetNode, BudgetTree
 from mlops.ledger.sql_events import load_events
 
@@ -51,8 +51,8 @@ class BudgetLine:
     actions: tuple[str, ...]
     """Threshold actions in force."""
     quotas: tuple[QuotaLine, ...]
-    changed_by: str
-    why: str
+    changed_by: str = ""
+    why: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
@@ -88,18 +88,8 @@ def load_overview(connection: sa.Connection, *, now_us: int) -> Overview:
     lines = []
     for node, depth in _walk(tree, "", 0):
         account = load_accounts(connection, list_scopes([node], (), now_us=now_us))[0]
-        lines.append(
-            _make_line(
-                node,
-                depth,
-                account,
-                tree,
-                board,
-                burn=burn.get(node.name, 0),
-                changed=changes[node.name],
-                now_us=now_us,
-            )
-        )
+        line = _make_line(node, depth, account, tree, board, burn=burn.get(node.name, 0), now_us=now_us)
+        lines.append(replace(line, changed_by=changes[node.name].who, why=changes[node.name].why))
     return Overview(tuple(lines), list_warnings(connection))
 
 
@@ -119,7 +109,6 @@ def _make_line(
     board: QuotaBoard,
     *,
     burn: int,
-    changed: sa.Row[Any],
     now_us: int,
 ) -> BudgetLine:
     kinds = sorted(kind for kind in tree.rates.kinds if board.quota(node.name, kind) is not None)
@@ -136,8 +125,6 @@ def _make_line(
         exhausted_us=find_exhaustion(account, burn_micro_usd_per_hour=burn, now_us=now_us),
         actions=tuple(sorted(account.find_actions())),
         quotas=tuple(_make_quota_line(node, kind, board) for kind in kinds),
-        changed_by=changed.who,
-        why=changed.why,
     )
 
 
@@ -164,7 +151,7 @@ def load_history(connection: sa.Connection, name: str) -> tuple[dict[str, Any], 
 
 def load_finished_seconds(connection: sa.Connection, *, sweep_prefix: str) -> tuple[float, ...]:
     """Run times of ended leases whose sweep has this prefix, for forecasts."""
-    query = sa.select(lease_rows.leases.c.started_us, lease_rows.leases.c.ended_us).where(
-        lease_rows.leases.c.is_live.is_(False), lease_rows.leases.c.sweep_id.startswith(sweep_prefix, autoescape=True)
+    query = sa.select(leases.c.started_us, leases.c.ended_us).where(
+        leases.c.is_live.is_(False), leases.c.sweep_id.startswith(sweep_prefix, autoescape=True)
     )
     return tuple((row.ended_us - row.started_us) / 1e6 for row in connection.execute(query))
