@@ -87,6 +87,20 @@ class Surface:
         high[0] = max(high[0], 1.0)
         return low, high
 
+    def row_limits(self) -> tuple[Floats, Floats]:
+        """Lowest and highest flat value of each position of each row, `[N, width]` both."""
+        low, high = self.encode(), self.encode()
+        for part in self.numbers:
+            own = self.rows.features[part.column.name]
+            least = -np.inf if part.column.minimum is None else part.column.minimum
+            most = np.inf if part.column.maximum is None else part.column.maximum
+            low[:, part.position] = np.minimum(np.maximum(own - part.down, least), own) / part.unit
+            high[:, part.position] = np.maximum(np.minimum(own + part.up, most), own) / part.unit
+        for group in self.categories:
+            low[:, group.start : group.start + group.size] = 0.0
+            high[:, group.start : group.start + group.size] = 1.0
+        return low, high
+
     def encode(self) -> Floats:
         """The unchanged rows as flat vectors `[N, width]`."""
         flat = np.zeros((len(self.rows), self.width), dtype=np.float32)
@@ -185,9 +199,9 @@ def _allowed_codes(column: InputColumn, change: Change) -> tuple[int, ...]:
 class RelaxedModel(torch.nn.Module):
     """The judged module as a differentiable function of flat vectors.
 
-    Logits are linear in the weights of each category group, exact where one category of one group is chosen:
-    `logits(own) + Σ_group Σ_k weight_k (logits(group = k) - logits(own))`. So the gradient of a weight is the
-    change that claiming that category makes.
+    Weights of a category group are shares of their sum, and logits are linear in the shares, exact where one category of
+    one group is chosen: `logits(own) + Σ_group Σ_k share_k (logits(group = k) - logits(own))`. The gradient of a weight
+    is then positive only for categories that are better than the present mixture, so that ascent ends at one category.
     """
 
     def __init__(self, module: torch.nn.Module, surface: Surface, *, contract: Contract) -> None:
@@ -209,7 +223,17 @@ class RelaxedModel(torch.nn.Module):
         for index, (group, code) in enumerate(variants, start=1):
             stacked[group.column.name][index * size : (index + 1) * size] = code
         logits = self.module(stacked).view(1 + len(variants), size, -1)
+        groups = self.surface.categories
+        shares = {group.start: self._shares(group, flat, own=base[group.column.name]) for group in groups}
         answer = logits[0]
         for index, (group, code) in enumerate(variants, start=1):
-            answer = answer + flat[:, group.start + code, None] * (logits[index] - logits[0])
+            answer = answer + shares[group.start][:, code, None] * (logits[index] - logits[0])
         return answer
+
+    @staticmethod
+    def _shares(group: CategoryPart, flat: torch.Tensor, *, own: torch.Tensor) -> torch.Tensor:
+        is_allowed = torch.zeros(len(flat), group.size)
+        is_allowed[:, list(group.allowed)] = 1.0
+        is_allowed.scatter_(1, own[:, None], 1.0)
+        weights = flat[:, group.start : group.start + group.size].clamp(min=0) * is_allowed
+        return weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)

@@ -6,8 +6,9 @@ Leaves to others: the checks (checks/), the rule of decision (decisions.py), pag
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,13 +95,14 @@ def judge_hearing(
 ) -> GateResult:
     """Hear all checks of the policy and decide; `inputs` are digests of what is not laid before the hearing itself."""
     policy = hearing.policy
-    heard = hear_checks(
-        policy.checks,
-        hear=lambda rule: CHECKS[rule.kind](rule, hearing),
-        clock=clock,
-        checks_at_once=checks_at_once,
-        on_finished=on_finished,
-    )
+    with _one_thread_each():
+        heard = hear_checks(
+            policy.checks,
+            hear=lambda rule: CHECKS[rule.kind](rule, hearing),
+            clock=clock,
+            checks_at_once=checks_at_once,
+            on_finished=on_finished,
+        )
     digests, counts = _describe_rows(hearing)
     return GateResult(
         product=policy.product,
@@ -111,6 +113,19 @@ def judge_hearing(
         checks=decide_checks(policy, heard),
         context=_context(hearing),
     )
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Checks run side by side, each on one thread: the same sums on any machine, and no fight for cores."""
+    import torch  # costs seconds to load; every gate needs it for parity and attacks
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def open_hearing(request: GateRequest) -> Hearing:

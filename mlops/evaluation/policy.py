@@ -186,6 +186,23 @@ class BackdoorRule(Rule):
     rows: int = Field(default=300, ge=60)
 
 
+class ChampionRule(Rule):
+    """Not worse than the version in production by more than a margin, on the same rows."""
+
+    kind: Literal["champion"]
+    accuracy_margin: float = Field(gt=0, le=0.2)
+    """Points of accuracy that may be lost."""
+    loss_margin: float = Field(gt=0)
+    """Rise of mean log loss that is allowed."""
+    auc_margin: float = Field(gt=0, le=0.2)
+    maximum_negative_flips: Rate
+    """Of rows that were answered rightly before and are wrongly now."""
+    by: tuple[str, ...] = ()
+    """Groups in each of which the negative flips are bounded."""
+    without_champion: Literal["allow", "block"] = "block"
+    """What holds while nothing is in production yet."""
+
+
 class SizeRule(Rule):
     """The exported model is small enough to serve."""
 
@@ -206,6 +223,7 @@ AnyRule = Annotated[
     | MonotoneRule
     | InvarianceRule
     | BackdoorRule
+    | ChampionRule
     | SizeRule,
     Field(discriminator="kind"),
 ]

@@ -22,8 +22,8 @@ favourable_class: granted
 checks:
   - {name: accuracy, kind: accuracy, minimum: 0.80, owner: gate, reason: the truth can be known to 88 percent}
   - {name: no-leak, kind: overlap, "on": subject, maximum: 0, owner: gate, reason: test people are not trained on}
-  - {name: selection-by-sex, kind: selection-rate-gap, by: [sex], maximum: 0.10, owner: gate, reason: sex decides nothing}
-  - {name: odds-by-sex, kind: equalized-odds-gap, by: [sex], maximum: 0.10, owner: gate, reason: sex decides nothing}
+  - {name: selection-by-sex, kind: selection-rate-gap, by: [sex], maximum: 0.1, owner: gate, reason: sex is no reason}
+  - {name: odds-by-sex, kind: equalized-odds-gap, by: [sex], maximum: 0.1, owner: gate, reason: sex is no reason}
   - {name: more-hours, kind: monotone, column: hours, step: 1, maximum: 0.02, owner: gate, reason: hours are rewarded}
   - {name: backdoor, kind: backdoor, maximum: 0.40, owner: gate, reason: no pair of values may force an answer}
   - name: membership

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.evaluation.checks import artefact, backdoor, behaviour, evasion, fairness, membership, quality
+from mlops.evaluation.checks import artefact, backdoor, behaviour, champion, evasion, fairness, membership, quality
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.verdicts import Findings
 
@@ -19,6 +19,7 @@ CHECKS: dict[str, Callable[[Any, Hearing], Findings]] = {
     "equal-opportunity-gap": fairness.check_gap,
     "evasion": evasion.check_evasion,
     "membership": membership.check_membership,
+    "champion": champion.check_champion,
     "parity": artefact.check_parity,
     "size": artefact.check_size,
     "overlap": artefact.check_overlap,
