@@ -154,7 +154,10 @@ def _read_record(record: Any, layout: ImageLayout) -> LayerBlob | None:
     except (OSError, ValueError, TypeError):
         return None
     path = layout.blob_path(blob.digest)
-    return blob if path.is_file() and path.stat().st_size == blob.compressed_bytes else None
+    if not path.is_file() or path.stat().st_size != blob.compressed_bytes:
+        return None
+    path.touch()  # so that a prune at the same time takes it for new
+    return blob
 
 
 def _explain_change(previous: Any, inputs: Mapping[str, str]) -> str:

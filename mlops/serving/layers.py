@@ -126,7 +126,7 @@ def _belongs_in_base(path: str) -> bool:
     if path.startswith("usr/bin/"):
         return path in _KEPT_PROGRAMS
     if path.startswith("usr/share/doc/"):
-        return parts.name == "copyright"
+        return parts.name == "copyright" or len(parts.parts) == 4  # some packages link to another one's folder
     if parts.parent.name == "lib-dynload":
         return parts.name.split(".")[0] not in _LEFT_OUT_MODULES
     return "__pycache__" not in parts.parts and path not in _MERGED

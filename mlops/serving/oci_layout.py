@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,17 +158,43 @@ class ImageLayout:
                 raise ServingError(f"{reference}: blob {part['digest']} is missing, the image is not recorded")
         content = canonical_json(manifest)
         digest = self.add_blob(content)
+        self.name_image(digest, reference=reference, size=len(content), annotations=annotations)
+        return digest
+
+    def name_image(
+        self, digest: str, *, reference: str, size: int, annotations: Mapping[str, str] | None = None
+    ) -> None:
+        """Let `reference` mean the image with this manifest, whose blobs are all here."""
         entry = {
             "mediaType": MANIFEST_TYPE,
             "digest": digest,
-            "size": len(content),
-            "annotations": {**annotations, REFERENCE_NAME: reference},
+            "size": size,
+            "annotations": {**(annotations or {}), REFERENCE_NAME: reference},
         }
         with self.locked():
             index = self._read_index()
             kept = [old for old in index["manifests"] if old.get("annotations", {}).get(REFERENCE_NAME) != reference]
             self._write_index([*kept, entry])
-        return digest
+
+    def remove_unused_blobs(self, *, older_than_seconds: float = 3_600) -> int:
+        """Delete blobs that no image names; returns the bytes freed.
+
+        Args:
+            older_than_seconds: Younger ones are left: a build that is under way has written its layers, not its index.
+        """
+        freed = 0
+        with self.locked():
+            used: set[str] = set()
+            for image in self.images():
+                manifest = self.read_manifest(image.digest)
+                used |= {image.digest, manifest["config"]["digest"], *(part["digest"] for part in manifest["layers"])}
+            names = {hex_of(digest) for digest in used}
+            newest = time.time() - older_than_seconds
+            for path in sorted((self.folder / "blobs" / "sha256").glob("*")):
+                if path.name not in names and path.stat().st_mtime < newest:
+                    freed += path.stat().st_size
+                    path.unlink()
+        return freed
 
     def remove_images(self, digests: set[str]) -> None:
         """Forget images; their blobs go with `remove_unused_blobs`."""
