@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -178,8 +178,22 @@ class World:
         self.write("people.json", json.dumps(people))
         self.write("deploy/roles.yaml", json.dumps({"version": 1, "people": people}))
 
-    def release(self, number: int, **stub: Any) -> str:
-        """Steps, candidate, evidence and image of a version, as a release leaves them; returns the image's digest."""
+    def release(
+        self,
+        number: int,
+        *,
+        write_candidate: Callable[[Path], object] | None = None,
+        build: Callable[[Path], str] | None = None,
+        **stub: Any,
+    ) -> str:
+        """Steps, candidate, evidence and image of a version, as a release leaves them; returns the image's digest.
+
+        Args:
+            number: Of the version.
+            write_candidate: Fills a candidate folder; by default with what the stub server's golden cases need.
+            build: Candidate folder to the digest of an image in the layout; by default a stub image.
+            stub: Faults of the stub server.
+        """
         places, book = self.site.places, self.site.step_book
         commit = git(self.root, "rev-parse", "HEAD")
 
@@ -205,8 +219,11 @@ class World:
              {"weights": weights}, commit=commit)  # fmt: skip
         folder = places.candidates / "new"
         folder.mkdir(parents=True)
-        (folder / "contract.json").write_text(json.dumps(CONTRACT))
-        (folder / "model.onnx").write_text(f"model {number} {stub.get('rebuild', 0)}")
+        if write_candidate is None:
+            (folder / "contract.json").write_text(json.dumps(CONTRACT))
+            (folder / "model.onnx").write_text(f"model {number}")
+        else:
+            write_candidate(folder)
         candidate = digest_folder(folder)
         folder.rename(places.candidates / hex_of(candidate))
         step(
@@ -221,7 +238,8 @@ class World:
         version = digest_json({"product": "income", "number": number, "candidate": candidate, "gate": gate})
         step("registration", {"candidate": candidate, "gate": gate, "source_report": report, "code": CODE},
              {"version": version}, number=number, alias="latest")  # fmt: skip
-        image = put_stub_image(places.images, number=number, **stub)
+        kept = places.candidates / hex_of(candidate)
+        image = build(kept) if build else put_stub_image(places.images, number=number, **stub)
         step(
             "image",
             {"candidate": candidate, "gate": gate, "version": version, "code": CODE},

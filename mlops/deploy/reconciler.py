@@ -17,6 +17,7 @@ from mlops.deploy.environment import EnvironmentSpec
 from mlops.deploy.instance_check import GoldenSource
 from mlops.deploy.product_round import ProductOutcome, ProductRound
 from mlops.deploy.proxy_haproxy import Proxy
+from mlops.deploy.runtime_podman import PodmanRuntime
 from mlops.deploy.site import Site
 from mlops.deploy.slots import SlotTable
 from mlops.deploy.state_keeper import Hook, ignore_step, verify_desired
@@ -158,3 +159,5 @@ def stop_serving(reconciler: Reconciler, *, is_dry_run: bool = False) -> Iterato
         for slot, instance in table.load_instances().items():
             reconciler.runtime.stop(instance, timeout_seconds=reconciler.rules.traffic.drain)
             table.drop_note(slot)
+    if isinstance(reconciler.runtime, PodmanRuntime) and not is_dry_run:
+        reconciler.runtime.release_store()

@@ -110,9 +110,17 @@ class PodmanRuntime:
             for entry in json.loads(found.stdout or "[]")
         )
 
-    def remove_unused_images(self) -> None:
-        """Drop images that no container uses from podman's store (the OCI layout keeps them)."""
-        self._call("image", "prune", "--all", "--force", is_checked=False)
+    def release_store(self) -> None:
+        """Leave nothing behind outside the state folder when nothing runs: podman's mount of its store, the short link.
+
+        The store itself stays, so that the next start is quick; without the mount the folder can be removed.
+        """
+        if not (self.state / "podman").exists() or self.list_instances():
+            return
+        store = (self.state / "podman" / "storage" / "overlay").resolve()
+        if store.is_mount():
+            subprocess.run(["umount", str(store)], capture_output=True, check=False)
+        self._link().unlink(missing_ok=True)
 
     def _require_name_free(self, name: str) -> None:
         state = self._call("inspect", "--type", "container", "--format", "{{.State.Running}}", name, is_checked=False)
