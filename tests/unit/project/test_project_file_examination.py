@@ -80,7 +80,7 @@ BREAKAGES = {
     "an amount without a currency": (TEAM, "cap: 200 USD", "cap: 200", "budgets/team.yaml:4: cap"),
     "a base image without digest": ("deploy/churn.yaml", "base: debian", "base: debian:12", "deploy/churn.yaml:"),
     "a port out of range": (
-        STAGING, "churn: 8701", "churn: 80", STAGING
+        STAGING, "churn: 8721", "churn: 80", STAGING
     ),
     "a person with half a key": (
         "deploy/roles.yaml", "people: {}", "people: {ada: {keys: [ed25519:AA]}}", "deploy/roles.yaml:"
