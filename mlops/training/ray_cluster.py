@@ -15,7 +15,6 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,7 +30,9 @@ from mlops.errors import EnvironmentFault
 from mlops.files import write_atomically
 from mlops.places import Places
 
-START_SECONDS = 60.0
+START_SECONDS = 180.0
+SHORT_PATH = 20
+"""Sockets of Ray need a temporary folder with a path shorter than this."""
 
 
 @dataclass(frozen=True)
@@ -113,31 +114,44 @@ def _find_or_start(places: Places, *, cpus: int | None) -> LocalRay:
 
 
 def _start(places: Places, *, cpus: int) -> LocalRay:
+    """Start the keeper and wait for its record; on a very busy machine Ray gives up after 30 s and is started again."""
     digest = hashlib.sha256(str(places.root).encode()).hexdigest()[:8]
-    temporary = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp") / f"mlops-ray-{digest}"  # noqa: S108 - short path
-    shutil.rmtree(temporary, ignore_errors=True)
-    _record(places).unlink(missing_ok=True)
+    short = tempfile.gettempdir() if len(tempfile.gettempdir()) < SHORT_PATH else "/tmp"  # noqa: S108
+    temporary = Path(short) / f"mlops-ray-{digest}"
     log = places.state / "ray-keeper.log"
-    command = [sys.executable, "-m", "mlops.training.ray_keeper", "--record", str(_record(places))]
-    command += ["--users", str(_users(places)), "--temporary", str(temporary), "--cpus", str(cpus)]
-    with log.open("ab") as stream:
-        keeper = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True, cwd=places.root
-        )
     limit = time.monotonic() + START_SECONDS
     while time.monotonic() < limit:
-        found = find_local(places)
-        if found is not None:
-            return found
-        if keeper.poll() is not None:
-            break
-        time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(keeper.pid, signal.SIGTERM)
-    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
+        shutil.rmtree(temporary, ignore_errors=True)
+        _record(places).unlink(missing_ok=True)
+        pid = _spawn_keeper(places, log=log, temporary=temporary, cpus=cpus)
+        while not _has_ended(pid):
+            found = find_local(places)
+            if found is not None:
+                return found
+            if time.monotonic() > limit:
+                os.kill(pid, signal.SIGTERM)
+                break
+            time.sleep(0.05)
+    last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
     raise EnvironmentFault(
         "a local Ray did not start", items=tuple(last), hint=f"read {log}, or name a cluster in RAY_ADDRESS"
     )
+
+
+def _spawn_keeper(places: Places, *, log: Path, temporary: Path, cpus: int) -> int:
+    """Start the keeper in a session of its own: it outlives this command."""
+    command = [sys.executable, "-m", "mlops.training.ray_keeper", "--record", str(_record(places))]
+    command += ["--users", str(_users(places)), "--temporary", str(temporary), "--cpus", str(cpus)]
+    to_log = (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    files = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), to_log, (os.POSIX_SPAWN_DUP2, 1, 2)]
+    return os.posix_spawn(sys.executable, command, os.environ, file_actions=files, setsid=True)
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True
 
 
 @contextmanager

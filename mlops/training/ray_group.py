@@ -116,6 +116,10 @@ class RayCrew:
         with contextlib.suppress(Exception):
             remove_placement_group(group.placement)
 
+    def pids_of(self, name: str) -> list[int]:
+        """Process ids of a group's workers, by rank."""
+        return [pid for _, pid in self._groups[name].pids]
+
     def next_events(self, *, timeout_seconds: float) -> list[Event]:
         """See `Crew`."""
         if not self._queued and not self._waiting:
