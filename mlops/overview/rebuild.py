@@ -126,6 +126,7 @@ def _rebuild_in(folder: Path, project: Project, plan: RebuildPlan, *, say: Calla
     write_atomically(folder / "plan.json", json.dumps(request))
     has_own_code = (root / "mlops" / "overview" / "rebuild_worker.py").is_file()
     environment = {name: value for name, value in os.environ.items() if name not in ("MLOPS_LEDGER", "PYTHONPATH")}
+    environment["PYTHONWARNINGS"] = "ignore"  # progress only
     if has_own_code:  # the machine's own repository: run the code of that commit, not the one installed now
         environment["PYTHONPATH"] = str(root)
     result_file = folder / "result.json"

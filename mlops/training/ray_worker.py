@@ -68,11 +68,11 @@ class WorkerActor:
     """One worker; its methods are called by the driver from several threads."""
 
     def __init__(self, setup: WorkerSetup, seconds_us: int) -> None:
-        self._watchdog = Watchdog(time.monotonic_ns() // 1_000 + seconds_us)
-        os.environ.update(ORT_DISABLE_TELEMETRY="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
         self._keys_folder = Path(setup.keys_folder)
         self._confined = threading.local()
-        self._confine_thread()
+        self._confine_thread()  # before any other thread starts: those inherit it
+        self._watchdog = Watchdog(time.monotonic_ns() // 1_000 + seconds_us)
+        os.environ.update(ORT_DISABLE_TELEMETRY="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
         import torch  # after the environment is set; costs two seconds, once per warm worker
 
         torch.set_num_threads(1)
@@ -87,6 +87,7 @@ class WorkerActor:
         """Where it runs, and a free port."""
         import ray  # this process is a Ray worker
 
+        self._confine_thread()
         address = ray.util.get_node_ip_address()
         with socket.socket() as probe:
             probe.bind((address, 0))
@@ -99,6 +100,7 @@ class WorkerActor:
 
         import torch
 
+        self._confine_thread()
         self._rank, self._world_size = rank, world_size
         has_gpu = torch.cuda.is_available()
         self._device = f"cuda:{torch.cuda.current_device()}" if has_gpu else "cpu"
@@ -116,6 +118,7 @@ class WorkerActor:
 
     def extend(self, until_us: int) -> None:
         """Move the deadline; the time is of this worker's monotonic clock."""
+        self._confine_thread()  # Ray calls methods from threads of its own, and user code shares them
         self._watchdog.extend(until_us)
 
     def run(self, task: AttemptTask) -> AttemptResult:
@@ -140,6 +143,7 @@ class WorkerActor:
 
     def next_report(self, answer: int | None) -> tuple[int, dict[str, float]] | None:
         """Give the answer to the last report; wait for the next one, or None at the attempt's end."""
+        self._confine_thread()
         if answer is not None:
             self._answers.put(answer)
         return self._reports.get()
