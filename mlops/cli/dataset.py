@@ -47,6 +47,7 @@ def import_(name: str, *, accept_changes: bool, dry_run: bool, is_json: bool) ->
         "shards": len(version.manifest.shards),
         "rows_in_train_and_test": outcome.rows_in_train_and_test,
         "rows_refused": outcome.rows_refused,
+        "leaks": list(outcome.leaks),
     }
     if is_json:
         emit_json(summary)
@@ -56,6 +57,8 @@ def import_(name: str, *, accept_changes: bool, dry_run: bool, is_json: bool) ->
     click.echo(f"  {version.manifest.rows} rows ({rows}) in {len(version.manifest.shards)} shards")
     for line in outcome.differences:
         click.echo(f"  changed: {line}")
+    for line in outcome.leaks:
+        click.echo(f"  note: {line}")
     if outcome.rows_refused:
         click.echo(f"  note: {outcome.rows_refused} rows of withdrawn people were kept out")
     if outcome.rows_in_train_and_test:

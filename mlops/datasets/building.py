@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlops.datasets.formats import read_blocks
+from mlops.datasets.leaks import LeakWatch
 from mlops.datasets.manifest import MANIFEST_FILE, SCHEMA_FILE, Manifest, Shard, render_manifest
 from mlops.datasets.parts import Part, plan_parts
 from mlops.datasets.pins import render_directory
@@ -54,6 +55,8 @@ class Build:
     """Test rows whose values all stand in a train row too."""
     rows_refused: int
     """Rows of withdrawn people that were kept out."""
+    leaks: tuple[str, ...]
+    """Features that alone give the label away, one line each."""
 
     @property
     def directory(self) -> bytes:
@@ -82,17 +85,18 @@ def build_version(
     """
     schema = recipe.to_schema(name)
     hashes: dict[str, list[npt.NDArray[np.uint64]]] = {}
+    watch = LeakWatch(schema)
     built: list[tuple[Part, Path, Manifest]] = []
     with GroupSpool(folder / "spool", schema) as spool:
         refused = _spool_rows(spool, recipe, fetched=fetched, key=subject_key, tombstones=tombstones)
         for part, groups in plan_parts(name, groups=schema.groups, partitions=recipe.partitions):
             target = folder / (part.name or "version")
             target.mkdir(parents=True)
-            manifest = _build_part(target, spool, recipe, schema=schema, groups=groups, hashes=hashes)
+            manifest = _build_part(target, spool, recipe, schema=schema, groups=groups, hashes=hashes, watch=watch)
             built.append((part, target, manifest))
     overlap = _count_overlap(hashes)
     return tuple(
-        finish_build(target, manifest, schema, part=part, overlap=overlap, refused=refused)
+        finish_build(target, manifest, schema, part=part, overlap=overlap, refused=refused, leaks=watch.finish())
         for part, target, manifest in built
     )
 
@@ -105,14 +109,16 @@ def _build_part(
     schema: Schema,
     groups: range,
     hashes: dict[str, list[npt.NDArray[np.uint64]]],
+    watch: LeakWatch,
 ) -> Manifest:
-    """Write the shards of some groups; adds row hashes by split."""
+    """Write the shards of some groups; adds row hashes by split, and counts for the leak report."""
     sums = ColumnSums()
     shards: list[Shard] = []
     for group, rows in spool.iterate_groups(groups):
         split = schema.split_of_group(group)
         shards.extend(write_group(folder, rows, split=split, group=group, size=recipe.rows_per_shard, sums=sums))
         hashes.setdefault(split, []).append(hash_rows(rows))
+        watch.add(rows)
     return Manifest(
         dataset=schema.name,
         schema_sha256=hex_of(schema.digest),
@@ -123,7 +129,14 @@ def _build_part(
 
 
 def finish_build(
-    folder: Path, manifest: Manifest, schema: Schema, *, part: Part, overlap: int, refused: int = 0
+    folder: Path,
+    manifest: Manifest,
+    schema: Schema,
+    *,
+    part: Part,
+    overlap: int,
+    refused: int = 0,
+    leaks: tuple[str, ...] = (),
 ) -> Build:
     """Write manifest and `dataset.yaml` beside the shards."""
     written = {MANIFEST_FILE: render_manifest(manifest), SCHEMA_FILE: render_schema(schema).encode()}
@@ -139,6 +152,7 @@ def finish_build(
         size=manifest.bytes + sum(map(len, written.values())),
         rows_in_train_and_test=overlap,
         rows_refused=refused,
+        leaks=leaks,
     )
 
 

@@ -43,6 +43,8 @@ class ImportOutcome:
     """Test rows whose values also stand in train (reported, never dropped)."""
     rows_refused: int
     """Rows of withdrawn people that were kept out."""
+    leaks: tuple[str, ...]
+    """Features that alone give the label away, one line each (reported, never dropped)."""
     source_digest: str
     """`sha256:…` of the raw files' digests."""
 
@@ -108,6 +110,7 @@ def import_dataset(
             dvc_digest=dvc_digest,
             rows_in_train_and_test=builds[0].rows_in_train_and_test,
             rows_refused=builds[0].rows_refused,
+            leaks=builds[0].leaks,
         )
         save_receipt(places, name, finished)
         return ImportOutcome(
@@ -116,6 +119,7 @@ def import_dataset(
             differences=differences,
             rows_in_train_and_test=finished.rows_in_train_and_test,
             rows_refused=finished.rows_refused,
+            leaks=finished.leaks,
             source_digest=receipt.source,
         )
 
@@ -134,6 +138,7 @@ def _find_present(places: Places, name: str, receipt: Receipt) -> ImportOutcome 
         differences=(),
         rows_in_train_and_test=last.rows_in_train_and_test,
         rows_refused=last.rows_refused,
+        leaks=last.leaks,
         source_digest=receipt.source,
     )
 

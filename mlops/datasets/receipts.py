@@ -28,6 +28,7 @@ class Receipt:
     dvc_digest: str = ""
     rows_in_train_and_test: int = 0
     rows_refused: int = 0
+    leaks: tuple[str, ...] = ()
 
     def has_same_inputs(self, other: Receipt) -> bool:
         """Whether both came from the same recipe, code, raw files and tombstones."""
@@ -38,8 +39,9 @@ class Receipt:
 def load_receipt(places: Places, name: str) -> Receipt | None:
     """The last import's receipt; None when there is none that can be read."""
     try:
-        return Receipt(**json.loads(_path(places, name).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        content = json.loads(_path(places, name).read_text(encoding="utf-8"))
+        return Receipt(**{**content, "leaks": tuple(content["leaks"])})
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

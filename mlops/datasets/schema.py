@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, StringConstraints, model_validator
 
+from mlops.errors import Reason, Refusal
 from mlops.provenance.digest import digest_json
 from mlops.specs import Spec
 
@@ -182,6 +183,15 @@ class Schema(Spec):
         if expected != self.groups:
             raise ValueError(f"splits end at group {expected}, the dataset has {self.groups} groups")
         return self
+
+
+def refuse_purpose(schema: Schema, purpose: str) -> Refusal | None:
+    """A *no* when `dataset.yaml` does not allow a use; None when it does."""
+    if purpose in schema.purposes:
+        return None
+    allowed = ", ".join(schema.purposes) or "nothing"
+    text = f"dataset {schema.name} may be used for {allowed}, not for {purpose} (lawful basis: {schema.lawful_basis})"
+    return Refusal((Reason("purpose-not-allowed", text),))
 
 
 def render_schema(schema: Schema) -> str:

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from mlops.datasets.recipe import Recipe
-from mlops.datasets.schema import Schema, render_schema
+from mlops.datasets.schema import Schema, refuse_purpose, render_schema
 from mlops.errors import ProjectError
 from mlops.specs import parse_spec
 
@@ -94,3 +94,11 @@ def test_an_alias_to_an_unknown_category_is_refused(people):
     with pytest.raises(ProjectError) as caught:
         parse_spec(yaml.safe_dump(people.recipe), Recipe, source="people.yaml")
     assert "unknown categories: absent" in "\n".join(caught.value.items)
+
+
+def test_another_purpose_than_allowed_is_refused_with_its_reason():
+    schema = Schema.model_validate(SCHEMA)
+    assert refuse_purpose(schema, "model_training") is None
+    refusal = refuse_purpose(schema, "advertising")
+    assert refusal.reasons[0].code == "purpose-not-allowed"
+    assert "lawful basis: synthetic" in refusal.render_text()
