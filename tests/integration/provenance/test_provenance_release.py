@@ -58,8 +58,9 @@ def test_the_chain_of_a_release_holds(income_clone: Any) -> None:
 @pytest.mark.parametrize("what", ["layer", "config", "manifest", "shard", "dir", "candidate", "gate.json", "gate.html"])
 def test_one_flipped_byte_anywhere_is_named(income_clone: Any, what: str, tmp_path: Path) -> None:
     state = income_clone.folder / ".mlops"
-    image = json.loads(income_clone.check("trace", "income@latest", "--json"))
-    digest = next(step for step in image["used_by"] if step["kind"] == "image")["outputs"]["image"]
+    trace = json.loads(income_clone.check("trace", "income@latest", "--json"))
+    outputs = {name: it for step in [*trace["steps"], *trace["used_by"]] for name, it in step["outputs"].items()}
+    digest, evidence = outputs["image"], state / "evidence" / outputs["gate"][7:]
     blobs = state / "images" / "blobs" / "sha256"
     manifest = json.loads((blobs / digest[7:]).read_bytes())
     place = {
@@ -68,9 +69,9 @@ def test_one_flipped_byte_anywhere_is_named(income_clone: Any, what: str, tmp_pa
         "manifest": lambda: blobs / digest[7:],
         "shard": lambda: max((state / "dvc-remote" / "files" / "md5").rglob("*"), key=lambda path: path.stat().st_size),
         "dir": lambda: next((state / "dvc-remote" / "files" / "md5").rglob("*.dir")),
-        "candidate": lambda: next((state / "candidates").glob("*/weights.safetensors")),
-        "gate.json": lambda: next((state / "evidence").glob("*/gate.json")),
-        "gate.html": lambda: next((state / "evidence").glob("*/gate.html")),
+        "candidate": lambda: state / "candidates" / outputs["candidate"][7:] / "weights.safetensors",
+        "gate.json": lambda: evidence / "gate.json",
+        "gate.html": lambda: evidence / "gate.html",
     }[what]()
     shutil.copy2(place, tmp_path / "whole")
     flipped = bytearray(place.read_bytes())
