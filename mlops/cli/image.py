@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlops.cli.image_registry import find_image, prune, pull, push, tags, verify
 from mlops.cli.rendering import emit_json, refuse, render_table
 from mlops.errors import ProjectError, Refusal, ServingError
 
@@ -22,6 +23,10 @@ _RUNTIMES = ("podman", "bubblewrap", "process")
 @click.group()
 def image() -> None:
     """Build, list, verify, probe and run serving images (OCI layout in .mlops/images)."""
+
+
+for _command in (verify, push, pull, tags, prune):
+    image.add_command(_command)
 
 
 @image.command()
@@ -81,7 +86,7 @@ def show(reference: str, *, as_json: bool) -> None:
     from mlops.serving.oci_layout import ImageLayout
 
     layout = ImageLayout(open_project().places.images)
-    stored = _find(layout.folder, reference)
+    stored = find_image(layout.folder, reference)
     manifest = layout.read_manifest(stored.digest)
     config = json.loads(layout.read_blob(manifest["config"]["digest"]))
     if as_json:
@@ -110,7 +115,7 @@ def probe(reference: str, *, names: tuple[str, ...], candidate: Path | None, as_
     from mlops.serving.probe import ProbeRequest, probe_image
 
     project = open_project()
-    stored = _find(project.places.images, reference)
+    stored = find_image(project.places.images, reference)
     folder = candidate or _judged_candidate(project, stored)
     request = ProbeRequest(
         layout=project.places.images, digest=stored.digest, candidate_folder=folder, clock=project.clock
@@ -136,7 +141,7 @@ def run(reference: str, *, port: int, names: tuple[str, ...], dry_run: bool) -> 
     from mlops.project.opening import open_project  # heavy: SQLAlchemy
 
     project = open_project()
-    stored = _find(project.places.images, reference)
+    stored = find_image(project.places.images, reference)
     if dry_run:
         click.echo(f"would serve {stored.reference} ({stored.digest}) on http://127.0.0.1:{port}")
         return
@@ -207,25 +212,10 @@ def _judged_candidate(project: Project, stored: StoredImage) -> Path:
     return folder
 
 
-def _find(layout_folder: Path, reference: str) -> StoredImage:
-    from mlops.serving.oci_layout import ImageLayout
-
-    layout = ImageLayout(layout_folder)
-    stored = layout.find(reference.replace("@", ":") if not reference.startswith("sha256:") else reference)
-    if stored is None:
-        known = tuple(item.reference for item in layout.images())
-        raise ServingError(f"there is no image {reference}", hint="build it with `mlops image build`", items=known)
-    return stored
-
-
 def _runtime(project: Project, names: tuple[str, ...]) -> Runtime:
     from mlops.deploy.runtimes import choose_runtime
-    from mlops.serving.runtime_process import ProcessRuntime
 
-    if names == ("process",):
-        return ProcessRuntime(project.places.serving_state / "process")
-    wanted = tuple(name for name in names if name != "process") or ("podman", "bubblewrap")
-    return choose_runtime(wanted, state=project.places.serving_state)
+    return choose_runtime(names or ("podman", "bubblewrap", "process"), state=project.places.serving_state)
 
 
 def _image_json(built: BuiltImage) -> dict[str, Any]:

@@ -221,7 +221,7 @@ def test_broken_connections_are_survived(port, tmp_path):
         proxy.cuts = 0
         assert pull_image(tmp_path / "there", target, reference="x:1", client=client) == digest
         assert ImageLayout(tmp_path / "there").is_complete(digest)
-        assert proxy.cuts == 3
+        assert proxy.cuts >= 3
     finally:
         proxy.close()
 
