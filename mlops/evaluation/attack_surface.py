@@ -199,9 +199,9 @@ def _allowed_codes(column: InputColumn, change: Change) -> tuple[int, ...]:
 class RelaxedModel(torch.nn.Module):
     """The judged module as a differentiable function of flat vectors.
 
-    Weights of a category group are shares of their sum, and logits are linear in the shares, exact where one category of
-    one group is chosen: `logits(own) + Σ_group Σ_k share_k (logits(group = k) - logits(own))`. The gradient of a weight
-    is then positive only for categories that are better than the present mixture, so that ascent ends at one category.
+    Weights of a category group are shares of their sum; logits are linear in the shares, exact where one category of
+    one group is chosen: `logits(own) + Σ_group Σ_k share_k (logits(group = k) - logits(own))`. The gradient is then
+    positive only for categories that are better than the present mixture, so that ascent ends at one category.
     """
 
     def __init__(self, module: torch.nn.Module, surface: Surface, *, contract: Contract) -> None:

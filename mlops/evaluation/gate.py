@@ -23,7 +23,9 @@ from mlops.evaluation.judged import JudgedModel, load_judged
 from mlops.evaluation.plain_reference import price_fairness
 from mlops.evaluation.policy import AnyRule, Policy
 from mlops.evaluation.rows import rows_of_table
+from mlops.evaluation.signed_answers import Signed, SignedAnswers, Verify, refuse_all
 from mlops.evaluation.verdicts import CheckResult, Findings, GateResult, JudgedClaim, NotEvaluableError, Verdict
+from mlops.provenance.digest import digest_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,6 +53,11 @@ class GateRequest:
     seed: int = 0
     project_checks_folder: Path | None = None
     incidents_folder: Path | None = None
+    waivers: tuple[Signed, ...] = ()
+    statements: tuple[Signed, ...] = ()
+    """Answers to clauses of the values that no check can give."""
+    verify_signature: Verify = refuse_all
+    """Whether the signature of a waiver or statement holds, by somebody who may give it."""
     dataset_digest: str | None = None
     """Manifest digest of the rows; a candidate trained on another version is not evaluable."""
     checks_at_once: int = CHECKS_AT_ONCE
@@ -81,6 +88,7 @@ def run_gate(request: GateRequest) -> GateResult:
         inputs=_fixed_inputs(request),
         checks_at_once=request.checks_at_once,
         on_finished=request.on_finished,
+        signed=SignedAnswers(request.waivers, request.statements, request.verify_signature),
     )
 
 
@@ -92,6 +100,7 @@ def judge_hearing(
     inputs: dict[str, str],
     checks_at_once: int = CHECKS_AT_ONCE,
     on_finished: Callable[[str, float], None] = lambda name, seconds: None,
+    signed: SignedAnswers | None = None,
 ) -> GateResult:
     """Hear all checks of the policy and decide; `inputs` are digests of what is not laid before the hearing itself."""
     policy = hearing.policy
@@ -104,13 +113,16 @@ def judge_hearing(
             on_finished=on_finished,
         )
     digests, counts = _describe_rows(hearing)
+    checks = (signed or SignedAnswers()).add_to(
+        decide_checks(policy, heard), policy=policy, candidate=candidate, now_us=hearing.now_us
+    )
     return GateResult(
         product=policy.product,
         candidate=candidate,
         policy=policy.digest,
         inputs={**inputs, **digests},
         settings={"alpha": policy.alpha, "seed": hearing.seed, "rows": counts},
-        checks=decide_checks(policy, heard),
+        checks=checks,
         context=_context(hearing),
     )
 
@@ -145,6 +157,9 @@ def open_hearing(request: GateRequest) -> Hearing:
         classes=tuple(request.schema.label.categories or ()),
         dataset_digest=request.dataset_digest,
         seed=request.seed,
+        project_checks_folder=request.project_checks_folder,
+        incidents_folder=request.incidents_folder,
+        now_us=request.clock.now_us(),
     )
 
 
@@ -246,6 +261,9 @@ def _context(hearing: Hearing) -> dict[str, Any]:
 
 def _fixed_inputs(request: GateRequest) -> dict[str, str]:
     digests = {"manifest": request.dataset_digest, "champion": request.champion and request.champion.digest}
+    for name, folder in (("project_checks", request.project_checks_folder), ("incidents", request.incidents_folder)):
+        if folder is not None and folder.is_dir():
+            digests[name] = digest_folder(folder)
     return {name: digest for name, digest in digests.items() if digest}
 
 

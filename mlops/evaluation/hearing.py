@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -36,6 +37,10 @@ class Hearing:
     dataset_digest: str | None
     """Version of the rows; None when the caller does not know it."""
     seed: int
+    project_checks_folder: Path | None = None
+    incidents_folder: Path | None = None
+    now_us: int = 0
+    """For expiry of cases, waivers and statements only."""
     _kept: dict[str, Any] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
     _locks: dict[str, Lock] = field(default_factory=dict)

@@ -203,6 +203,34 @@ class ChampionRule(Rule):
     """What holds while nothing is in production yet."""
 
 
+class ProjectRule(Rule):
+    """A function of the project's own, `evaluation/checks/<file>.py:<function>`."""
+
+    kind: Literal["project"]
+    function: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+\.py:[A-Za-z_][A-Za-z0-9_]*$")]
+    parameters: dict[str, float | str | bool] = Field(default_factory=dict)
+
+
+class IncidentsRule(Rule):
+    """Every open case of `evaluation/incidents/` and its neighbourhood."""
+
+    kind: Literal["incidents"]
+    maximum: Rate = 0.05
+    """Of violations among the neighbours of a case of severity 2 or 3; severity 1 tolerates none."""
+
+
+class Clause(Spec):
+    """One of the company's values, mapped to a check or to a signed statement."""
+
+    id: Name
+    text: Sentence
+    owner: str = Field(min_length=1)
+    law: str = ""
+    """Law or article that it follows, for the report."""
+    check: str | None = None
+    """Name of the check that answers it; None: a signed statement must."""
+
+
 class SizeRule(Rule):
     """The exported model is small enough to serve."""
 
@@ -224,6 +252,8 @@ AnyRule = Annotated[
     | InvarianceRule
     | BackdoorRule
     | ChampionRule
+    | ProjectRule
+    | IncidentsRule
     | SizeRule,
     Field(discriminator="kind"),
 ]
@@ -240,6 +270,17 @@ class Policy(Spec):
     """Error rate of each PASS and of any FAIL."""
     checks: tuple[AnyRule, ...] = ()
     """May be empty only in the sense that such a policy never passes anything."""
+
+    values: tuple[Clause, ...] = ()
+    """The company's values, clause by clause."""
+
+    @model_validator(mode="after")
+    def _clauses_name_checks(self) -> Self:
+        known = {rule.name for rule in self.checks}
+        strangers = sorted({clause.check for clause in self.values if clause.check and clause.check not in known})
+        if strangers:
+            raise ValueError(f"values name checks that do not exist: {', '.join(strangers)}")
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -7,6 +7,8 @@ from typing import Any
 
 from mlops.evaluation.checks import artefact, backdoor, behaviour, champion, evasion, fairness, membership, quality
 from mlops.evaluation.hearing import Hearing
+from mlops.evaluation.incident_cases import check_incidents
+from mlops.evaluation.project_checks import check_project
 from mlops.evaluation.verdicts import Findings
 
 CHECKS: dict[str, Callable[[Any, Hearing], Findings]] = {
@@ -20,6 +22,8 @@ CHECKS: dict[str, Callable[[Any, Hearing], Findings]] = {
     "evasion": evasion.check_evasion,
     "membership": membership.check_membership,
     "champion": champion.check_champion,
+    "project": check_project,
+    "incidents": check_incidents,
     "parity": artefact.check_parity,
     "size": artefact.check_size,
     "overlap": artefact.check_overlap,

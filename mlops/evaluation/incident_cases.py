@@ -1,0 +1,148 @@
+"""Yesterday's incidents as tests: `evaluation/incidents/*.yaml`, each with a neighbourhood so it cannot be memorised.
+
+A case is synthetic (never a person's literal row): an input, what must hold for it, and what may vary around it.
+Severity 1 tolerates no violation in the neighbourhood; others have a bound on the violation rate.
+Leaves to others: opening and closing incidents (mlops/incidents).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from mlops.clock import SECOND_US
+from mlops.evaluation.checks.behaviour import claim_at_most
+from mlops.evaluation.hearing import Hearing
+from mlops.evaluation.policy import Change, IncidentsRule
+from mlops.evaluation.rates import Evidence
+from mlops.evaluation.rows import Rows
+from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
+from mlops.specs import Spec, load_spec
+
+NEIGHBOURS = 200
+
+
+class Relation(Spec):
+    """What must hold."""
+
+    kind: Literal["equals", "is-not", "bound", "invariant", "monotone"]
+    answer: str | None = None
+    """Class of `equals` and `is-not`."""
+    minimum: float = 0.0
+    maximum: float = 1.0
+    """Of the favourable probability, for `bound`."""
+    column: str | None = None
+    """Of `invariant` (any other value leaves the answer) and `monotone` (a rise lowers no chance)."""
+    step: float = 1.0
+
+
+class IncidentCase(Spec):
+    """One thing that went wrong and must not again."""
+
+    version: Literal[1]
+    id: str
+    title: str
+    severity: Literal[1, 2, 3]
+    origin: str
+    """Where it came from: ticket, date, version."""
+    expires: date
+    """After it the case is listed and no longer judged; renew it or let it go."""
+    input: dict[str, float | str]
+    """Feature to number or category name."""
+    relation: Relation
+    neighbourhood: tuple[Change, ...] = Field(min_length=1)
+
+
+def load_cases(folder: Path) -> tuple[IncidentCase, ...]:
+    """All cases of a project, by file name.
+
+    Raises:
+        ProjectError: A file is wrong.
+    """
+    return tuple(load_spec(path, IncidentCase) for path in sorted(folder.glob("*.yaml")))
+
+
+def check_incidents(rule: IncidentsRule, hearing: Hearing) -> Findings:
+    """Every open case with its neighbourhood; a corpus without open cases holds trivially and says so."""
+    folder = hearing.incidents_folder
+    cases = load_cases(folder) if folder is not None and folder.is_dir() else ()
+    today = datetime.fromtimestamp(hearing.now_us / SECOND_US, tz=UTC).date()
+    opened = [case for case in cases if case.expires >= today]
+    claims = [_judge(case, rule, hearing) for case in opened]
+    if not claims:
+        fact = Evidence(0.0, 0.0, 0.0, p_good=0.0, p_bad=1.0)
+        claims = [Claim("no open case", "at most", rule.maximum, n=0, evidence=fact, text="no incident is on record")]
+    expired = [case.id for case in cases if case.expires < today]
+    return Findings(tuple(claims), {"cases": [case.id for case in opened], "expired": expired})
+
+
+def _judge(case: IncidentCase, rule: IncidentsRule, hearing: Hearing) -> Claim:
+    from mlops.evaluation.attack_surface import plan_surface  # loads torch, which costs seconds
+
+    surface = plan_surface(_row_of(case, hearing), contract=hearing.model.contract, changes=case.neighbourhood)
+    rng = np.random.default_rng(hearing.seed_of(f"incident {case.id}"))
+    low, high = surface.row_limits()
+    flat = (low + rng.random((NEIGHBOURS, surface.width)) * (high - low)).astype(np.float32)
+    flat[0], flat[:, 0] = surface.encode()[0], 0.0
+    features = surface.decode(flat)
+    is_violated = _violations(case.relation, features, hearing)
+    text = f"severity {case.severity}, {case.title}; {_in_training(case, hearing)}"
+    if case.severity > 1:
+        claim = claim_at_most(case.id, is_violated, maximum=rule.maximum, alpha=hearing.policy.alpha)
+        return replace(claim, text=text)
+    share, is_good = float(is_violated.mean()), not is_violated.any()
+    fact = Evidence(share, share, share, p_good=0.0 if is_good else 1.0, p_bad=1.0 if is_good else 0.0)
+    return Claim(case.id, "at most", 0.0, n=NEIGHBOURS, evidence=fact, text=text)
+
+
+def _violations(relation: Relation, features: dict[str, NDArray[Any]], hearing: Hearing) -> NDArray[np.bool_]:
+    answers = hearing.model.answer(features)
+    if relation.kind in {"equals", "is-not"}:
+        if relation.answer not in hearing.classes:
+            raise NotEvaluableError("case-wrong", f"there is no class {relation.answer!r}")
+        is_answer = answers.classes == hearing.classes.index(relation.answer or "")
+        return ~is_answer if relation.kind == "equals" else is_answer
+    chance = answers.probabilities[:, hearing.favourable]
+    if relation.kind == "bound":
+        return (chance < relation.minimum) | (chance > relation.maximum)
+    column = next((column for column in hearing.model.contract.inputs if column.name == relation.column), None)
+    if column is None:
+        raise NotEvaluableError("case-wrong", f"the model has no input {relation.column!r}")
+    own = features[column.name]
+    if relation.kind == "monotone":
+        raised = hearing.model.answer({**features, column.name: own + np.float32(relation.step)})
+        return chance - raised.probabilities[:, hearing.favourable] > 1e-6
+    is_changed = np.zeros(len(own), dtype=bool)
+    for code in range(len(column.categories or ())):
+        other = hearing.model.answer({**features, column.name: np.full_like(own, code)})
+        is_changed |= other.classes != answers.classes
+    return is_changed
+
+
+def _row_of(case: IncidentCase, hearing: Hearing) -> Rows:
+    """The case's input as one row."""
+    features: dict[str, NDArray[Any]] = {}
+    for column in hearing.model.contract.inputs:
+        if column.name not in case.input:
+            raise NotEvaluableError("case-wrong", f"incident {case.id} lacks a value of {column.name}")
+        value = case.input[column.name]
+        if column.kind == "category":
+            if value not in (column.categories or ()):
+                raise NotEvaluableError("case-wrong", f"incident {case.id}: {column.name} has no category {value!r}")
+            value = (column.categories or ()).index(str(value))
+        features[column.name] = np.full(1, float(value)).astype(column.dtype)
+    return Rows(features=features, labels=np.zeros(1, dtype=np.int64), groups={})
+
+
+def _in_training(case: IncidentCase, hearing: Hearing) -> str:
+    row = _row_of(case, hearing).features
+    train = hearing.train.features
+    is_equal = np.logical_and.reduce([train[name].reshape(-1) == row[name][0] for name in row if train[name].ndim == 1])
+    found = int(is_equal.sum())
+    return f"found {found} times in the training rows" if found else "not in the training rows"
