@@ -116,6 +116,10 @@ class GroupShape:
 class BatchSource(Protocol):
     """What a worker reads from (`mlops.datasets.reader.ShardReader` has it)."""
 
+    def count_rows(self, split: str) -> int:
+        """Rows of a split."""
+        ...
+
     def batches(
         self,
         split: str,

@@ -45,6 +45,10 @@ class FewRows:
         self._source = source
         self._rows = rows
 
+    def count_rows(self, split: str) -> int:
+        """Of the whole split: row numbers are those of the whole."""
+        return self._source.count_rows(split)
+
     def batches(
         self,
         split: str,

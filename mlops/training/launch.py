@@ -27,6 +27,7 @@ WORKER_CODE = (
     "mlops.datasets.reader",
     "mlops.datasets.plan",
     "mlops.training.worker",
+    "mlops.training.audit_pool",
     "mlops.training.measuring",
     "mlops.training.seeds",
     "mlops.training.optuna_search",

@@ -7,6 +7,7 @@ Leaves to others: carrying reports (a `Channel`), the order of rows (mlops/datas
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 import resource
@@ -18,10 +19,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mlops.datasets.reader import Batch
 from mlops.errors import TrainingError
 from mlops.training.attempt import Answer, AttemptTask, BatchSource, Usage
+from mlops.training.audit_pool import choose_pool, draw_members, keep_mask, save_audit, score_pool, select_rows
 from mlops.training.checkpoints import load_newest, save_checkpoint, save_weights
 from mlops.training.measuring import measure
 from mlops.training.seeds import derive_seed
@@ -82,6 +85,12 @@ class Worker:
         self._reported = -1
         self._state: Mapping[str, Any] = {}
         self._data_wait_ns = 0
+        self._pool: NDArray[np.int64] | None = None
+        if task.audit_pool:
+            rows = source.count_rows("train")
+            self._pool = choose_pool(rows, size=task.audit_pool, seed=task.audit_seed)
+            self._members = draw_members(self._pool, trial_seed=task.seed)
+            self._left_out = self._pool[~self._members]
 
     def batches(self, split: str, *, batch_size: int, shuffle: bool = True) -> Iterator[Batch]:
         """This worker's part of every global batch of the current epoch.
@@ -108,6 +117,8 @@ class Worker:
             self._data_wait_ns += time.monotonic_ns() - started
             if batch is None:
                 return
+            if self._pool is not None and split == "train":
+                batch = select_rows(batch, keep_mask(batch.rows, left_out=self._left_out))
             yield batch if self.device.type == "cpu" else move_batch(batch, self.device)
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -191,6 +202,17 @@ class Worker:
         weights: Mapping[str, torch.Tensor] = model.state_dict()
         return weights
 
+    def audit(self) -> None:
+        """Keep what the final model says about the rows of the audit pool, seen and unseen."""
+        if self._pool is None:
+            return
+        model = copy.deepcopy(self._state["model"]).cpu().eval()
+        batches = self._source.batches(
+            "train", batch_size=MEASURE_BATCH_SIZE, seed=0, epoch=0, rank=0, world_size=1, shuffle=False
+        )
+        scores = score_pool(model, batches, pool=self._pool)
+        save_audit(Path(self._task.trial_folder), pool=self._pool, members=self._members, scores=scores)
+
     def _restore(self) -> int:
         found = load_newest(Path(self._task.trial_folder)) if self._task.attempt > 0 else None
         if found is None:
@@ -250,6 +272,7 @@ def run_attempt(
         if rank == 0:
             weights_file = str(Path(task.trial_folder) / "weights.safetensors")
             sha256 = save_weights(Path(weights_file), weights)
+            worker.audit()
     except _Stopped as stop:
         outcome = stop.outcome
     except TrainingError as error:

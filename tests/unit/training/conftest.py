@@ -91,6 +91,9 @@ class MemorySource:
         noise = torch.rand(rows, generator=generator)
         self.label = ((self.age / 90 + self.plan / 4 + noise) > 1.2).long()
 
+    def count_rows(self, split: str) -> int:
+        return len(self.label)
+
     def batches(
         self,
         split: str,
