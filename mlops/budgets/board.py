@@ -74,6 +74,12 @@ class Board:
         }
         self.running: dict[str, dict[str, Entry]] = {}
         """Kind to running (and leaving) groups by id."""
+        self.running_in: dict[tuple[str, str], dict[str, Entry]] = {}
+        """The same per budget and kind."""
+        self.leaving: dict[str, int] = {}
+        """Kind to the number of groups that were asked to leave."""
+        self.can_fit: dict[tuple[str, int], bool] = {}
+        """Kind and units to whether an empty cluster has room; filled when first asked."""
         self.on_node: dict[str, dict[str, Entry]] = {name: {} for name in self.nodes}
         self.entries: dict[str, Entry] = {}
         self.waiting: dict[str, dict[BucketKey, list[tuple[int, str]]]] = {}
@@ -133,6 +139,7 @@ class Board:
     def order_leave(self, entry: Entry, *, leaves_by_us: int) -> None:
         """A running group was asked to leave; it holds its units until it has."""
         entry.status, entry.leaves_by_us = "leaving", leaves_by_us
+        self.leaving[entry.kind] = self.leaving.get(entry.kind, 0) + 1
 
     def resize(self, entry: Entry, placement: Placement, *, now_us: int) -> None:
         """An elastic group goes on with other units."""
@@ -189,12 +196,15 @@ class Board:
 
     def _occupy(self, entry: Entry, sign: int) -> None:
         group_id = entry.group.group_id
+        if entry.status == "leaving":
+            self.leaving[entry.kind] = self.leaving.get(entry.kind, 0) + sign
         self.quota.use(entry.budget, entry.kind, sign * entry.units)
         running = self.running.setdefault(entry.kind, {})
+        own = self.running_in.setdefault((entry.budget, entry.kind), {})
         if sign > 0:
-            running[group_id] = entry
+            running[group_id] = own[group_id] = entry
         else:
-            del running[group_id]
+            del running[group_id], own[group_id]
         for name, units in entry.placement:
             if name not in self.nodes:
                 continue  # the node is gone; its groups are about to be

@@ -60,6 +60,8 @@ class _Pass:
     failed: dict[tuple[str, str, int], dict[int, int]] = field(default_factory=dict)
     """(Budget, kind, priority) to units that did not fit, with the least work among those that tried."""
     started: set[str] = field(default_factory=set)
+    shares: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Shares along the path of a budget; forgotten when anything starts or stops."""
     evicted: list[Entry] = field(default_factory=list)
     """Victims that wait again and may start elsewhere in this pass."""
 
@@ -110,7 +112,10 @@ class _Pass:
         kind, units = bucket[3], bucket[1]
         quota = board.quota.quota(budget, kind)
         is_borrowing = quota is not None and not board.quota.is_entitled(budget, kind, units)
-        return is_borrowing, tuple(self._share(name) for name in reversed(board.quota.path(budget)))
+        shares = self.shares.get(budget)
+        if shares is None:
+            shares = self.shares[budget] = tuple(self._share(name) for name in reversed(board.quota.path(budget)))
+        return is_borrowing, shares
 
     def _share(self, name: str) -> float:
         """Dominant share over weight: the largest part of any kind in use, plus recent use."""
@@ -130,9 +135,14 @@ class _Pass:
         entry = self.board.entries[candidate[3]]
         if entry.status != "waiting":
             return  # stood twice in the queue
-        if self._is_hopeless(entry):
+        while self._is_hopeless(entry):
             if self.with_reasons:
                 self._block_bucket(budget, bucket, self._explain(entry))
+            if not queue:
+                return
+            candidate = heapq.heappop(queue)
+            bucket, entry = candidate[4], self.board.entries[candidate[3]]
+        if entry.status != "waiting":
             return
         blocked = self._try(entry)
         if blocked is not None:
@@ -154,7 +164,10 @@ class _Pass:
         board = self.board
         names = board.nodes_of.get(entry.kind, ())
         smallest = entry.group.smallest_units
-        never = explain_never(board, entry, is_fitting=fits_empty(board.nodes, names, smallest))
+        is_fitting = board.can_fit.get((entry.kind, smallest))
+        if is_fitting is None:
+            is_fitting = board.can_fit[entry.kind, smallest] = fits_empty(board.nodes, names, smallest)
+        never = explain_never(board, entry, is_fitting=is_fitting)
         if never is not None:
             return _Blocked(entry, never, until_us=-1)
         policy = explain_policy(board, entry)
@@ -205,9 +218,9 @@ class _Pass:
     def _is_served_soon(self, entry: Entry) -> bool:
         """Groups that were asked to leave already free enough for it."""
         board = self.board
-        leaving = [each for each in board.running.get(entry.kind, {}).values() if each.status == "leaving"]
-        if not leaving or entry.kind in self.reservations:
+        if not board.leaving.get(entry.kind) or entry.kind in self.reservations:
             return False
+        leaving = [each for each in board.running[entry.kind].values() if each.status == "leaving"]
         for each in leaving:
             board.lift(each)
         units = entry.group.smallest_units
@@ -235,6 +248,7 @@ class _Pass:
             return _Blocked(entry, self._explain(entry).reason, until_us=leaves_by_us)
         for victim in eviction.victims:
             board.stop(victim, now_us=now_us, evicted_by=entry.group.group_id)
+            self.shares.clear()
             self.evicted.append(victim)
         self._start(entry, eviction.placement, units=units)
         return None
@@ -245,6 +259,7 @@ class _Pass:
         if reservation and must_yield(self.board, reservation, entry, now_us=self.now_us):
             entry.yields_to, entry.yields_from_us = reservation.head.group.group_id, reservation.starts_us
         self.board.start(entry, placement, now_us=self.now_us, units=units)
+        self.shares.clear()
         self.started.add(entry.group.group_id)
         self.actions.append(
             Start(

@@ -99,6 +99,22 @@ class LeaseBook:
         lease_rows.record(transaction.connection, key=key, operation="reserve", digest=digest, result=lease)
         return lease
 
+    def reserve_many_in(self, transaction: Transaction, requests: Sequence[LeaseRequest]) -> list[Lease | Refusal]:
+        """As `reserve_in` for each, one after another."""
+        return [self.reserve_in(transaction, request) for request in requests]
+
+    def settle_many_in(
+        self, transaction: Transaction, ended: Sequence[tuple[Lease, int]]
+    ) -> list[Settlement | Refusal]:
+        """As `settle_in` for each lease with its end, one after another; the key follows from the lease."""
+        return [
+            self.settle_in(
+                transaction, lease.lease_id, fencing_token=lease.fencing_token, ended_us=ended_us,
+                key=f"settle:{lease.lease_id}",
+            )
+            for lease, ended_us in ended
+        ]  # fmt: skip
+
     def renew(self, lease_id: str, *, fencing_token: int, window_seconds: float, key: str) -> Lease | Refusal:
         """Charge what was used so far and pay for another window, grace and checkpoint time from now.
 

@@ -32,7 +32,8 @@ def find_eviction(board: Board, entry: Entry, *, units: int, now_us: int) -> Evi
     """The cheapest admissible set of victims for `units` of a waiting group; None when there is none."""
     candidates = [
         each
-        for each in board.running.get(entry.kind, {}).values()
+        for budget in _list_budgets(board, entry, units=units)
+        for each in board.running_in.get((budget, entry.kind), {}).values()
         if is_admissible(board, entry, each, units=units, now_us=now_us)
     ]
     if not candidates:
@@ -49,6 +50,14 @@ def find_eviction(board: Board, entry: Entry, *, units: int, now_us: int) -> Evi
         if best_cost is None or cost < best_cost:
             best, best_cost = eviction, cost
     return best
+
+
+def _list_budgets(board: Board, entry: Entry, *, units: int) -> Iterable[str]:
+    """Budgets whose groups may have to make room: its own, and with a claim to nominal those that borrow."""
+    yield entry.budget
+    if board.quota.is_entitled(entry.budget, entry.kind, units):
+        root = board.quota.path(entry.budget)[-1]
+        yield from (each for each in board.quota.below(root) if each != entry.budget)
 
 
 def is_admissible(board: Board, entry: Entry, victim: Entry, *, units: int, now_us: int) -> bool:

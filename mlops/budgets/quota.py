@@ -48,6 +48,9 @@ class QuotaBoard:
         self._paths = {node.name: tuple(reversed(_names(tree, node.name))) for node in tree.nodes}
         self._up = {node.name: _names(tree, node.name) for node in tree.nodes}
         self._kinds = {root: _kinds_below(tree, root) for root in {path[0] for path in self._paths.values()}}
+        self._below = {
+            root: tuple(sorted(name for name, path in self._paths.items() if path[0] == root)) for root in self._kinds
+        }
         self._quotas: dict[tuple[str, str], Quota] = {}
         for root, kinds in self._kinds.items():
             for kind in kinds:
@@ -83,6 +86,10 @@ class QuotaBoard:
     def path(self, name: str) -> tuple[str, ...]:
         """Names from the budget up to its root."""
         return self._up[name]
+
+    def below(self, root: str) -> tuple[str, ...]:
+        """Every budget of a tree, by name."""
+        return self._below[root]
 
     def limit(self, name: str, kind: str) -> int:
         """Most units at once in a budget."""
