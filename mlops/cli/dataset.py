@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -97,15 +98,20 @@ def list_(*, is_json: bool) -> None:
 @JSON
 def show(name: str, *, is_json: bool) -> None:
     """Columns, roles, splits, groups of people and credit of a dataset's pinned version."""
-    from mlops.datasets.describing import describe_version  # pyarrow: 0.2 s
+    from mlops.datasets.describing import describe_version, find_consumers  # pyarrow: 0.2 s
     from mlops.datasets.version import load_dataset_version
     from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
 
-    description = describe_version(load_dataset_version(open_project().places, name))
+    project = open_project()
+    description = describe_version(load_dataset_version(project.places, name))
+    consumers = find_consumers(project.ledger, description.version)
     if is_json:
-        emit_json(description.to_json())
-    else:
-        click.echo(description.render_text())
+        emit_json({**description.to_json(), "consumers": consumers})
+        return
+    click.echo(description.render_text())
+    click.echo(f"  used by   {len(consumers)} steps")
+    for step in consumers[:10]:
+        click.echo(f"    {step['finished']} {step['kind']} of {step['product']} ({step['step']})")
 
 
 @dataset.command("verify")
@@ -114,6 +120,7 @@ def show(name: str, *, is_json: bool) -> None:
 def verify(name: str, *, is_json: bool) -> None:
     """Hash every object of the pinned version wherever it lies; exit 1 when something is missing or changed."""
     from mlops.datasets.parts import require_part_pins
+    from mlops.datasets.returned import find_returned
     from mlops.datasets.verifying import find_damage, pinned_digest
     from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
 
@@ -121,6 +128,7 @@ def verify(name: str, *, is_json: bool) -> None:
     require_part_pins(places, name)
     dvc_digest = pinned_digest(places, name)
     damage = find_damage(places, name, dvc_digest=dvc_digest, hash_bytes=1 << 62)
+    damage += tuple(f"{path}: a purged object that came back" for path in find_returned(places, name))
     if is_json:
         emit_json({"dataset": name, "dvc_digest": dvc_digest, "damage": list(damage)})
     elif not damage:
@@ -135,10 +143,12 @@ def verify(name: str, *, is_json: bool) -> None:
 @click.argument("name")
 @click.argument("before")
 @click.argument("after", required=False)
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw the drift of every column as SVG or PNG.")
 @JSON
-def diff(name: str, before: str, after: str | None, *, is_json: bool) -> None:
+def diff(name: str, before: str, after: str | None, *, plot: str | None, is_json: bool) -> None:
     """What differs between two versions of NAME: BEFORE and AFTER (default: the pinned one)."""
     from mlops.datasets.comparing import compare_versions
+    from mlops.datasets.drift import draw_drift, measure_drift  # pyarrow: 0.2 s
     from mlops.datasets.version import load_dataset_version
     from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
 
@@ -146,10 +156,18 @@ def diff(name: str, before: str, after: str | None, *, is_json: bool) -> None:
     first = load_dataset_version(places, name, revision=before)
     second = load_dataset_version(places, name, revision=after)
     lines = compare_versions(first, second)
+    drifts = measure_drift(first, second) if lines else ()
+    if plot:
+        draw_drift(drifts, Path(plot), title=f"{name}: {first.digest[7:19]} to {second.digest[7:19]}")
     if is_json:
-        emit_json({"dataset": name, "before": first.digest, "after": second.digest, "differences": list(lines)})
-    else:
-        click.echo("\n".join(lines) or f"{first.digest} is the same version")
+        drift = {one.column: one.distance for one in drifts}
+        versions = {"before": first.digest, "after": second.digest}
+        emit_json({"dataset": name, **versions, "differences": list(lines), "drift": drift})
+        return
+    click.echo("\n".join(lines) or f"{first.digest} is the same version")
+    for one in drifts:
+        if one.distance > 0:
+            click.echo(f"drift {one.column}: {one.distance:.4f} ({one.rows_before} rows, then {one.rows_after})")
 
 
 @dataset.command("find")

@@ -10,8 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from mlops.clock import render_time
 from mlops.datasets.schema import Column
 from mlops.datasets.version import DatasetVersion, read_split
+from mlops.ledger.connection import Ledger
+from mlops.provenance.sql_steps import find_steps_of_digest
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,16 @@ def describe_version(version: DatasetVersion) -> Description:
             for category, count in zip(categories, counts, strict=True):
                 groups[column.name][category][split] = int(count)
     return Description(version=version, rows=rows, groups=groups)
+
+
+def find_consumers(ledger: Ledger, version: DatasetVersion) -> list[dict[str, str]]:
+    """Steps that used the version, newest first: sweeps, exports, gates."""
+    with ledger.read() as connection:
+        steps = list(find_steps_of_digest(connection, version.digest, direction="in"))
+    return [
+        {"step": step.step_id, "kind": step.kind, "product": step.product, "finished": render_time(step.finished_us)}
+        for step in steps
+    ]
 
 
 def _describe(column: Column) -> str:

@@ -17,10 +17,8 @@ import pyarrow.compute as pc
 from mlops.clock import DAY_US, SECOND_US
 from mlops.datasets.dvc_store import DvcStore
 from mlops.datasets.history import list_versions
-from mlops.datasets.locations import load_locations
 from mlops.datasets.manifest import Shard
 from mlops.datasets.node_cache import cached_file
-from mlops.datasets.objects import is_local, object_path
 from mlops.datasets.rewriting import Rewrite, rewrite_shards
 from mlops.datasets.schema import SUBJECT_COLUMN
 from mlops.datasets.subject_index import Holding, find_subject, index_file
@@ -122,13 +120,6 @@ def purge_shards(places: Places, name: str, shards: Iterable[Shard]) -> tuple[Pu
         gone = not any(odb.exists(md5) for odb in (store.cache, *store.remotes.values()))
         receipts.append(PurgeReceipt(md5=md5, removed_from=tuple(removed), is_gone=gone))
     return tuple(receipts)
-
-
-def find_returned(places: Places, name: str) -> tuple[str, ...]:
-    """Purged objects that lie in a store on this machine again, for instance after a push from a stale clone."""
-    urls = [url for url in load_locations(places).object_urls if is_local(url)]
-    places_of = (object_path(url, md5) for md5 in sorted(load_purged(places, name)) for url in urls)
-    return tuple(path for path in places_of if Path(path).exists())
 
 
 def find_expired(version: DatasetVersion, *, now_us: int) -> frozenset[bytes]:

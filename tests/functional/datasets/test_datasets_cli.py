@@ -1,6 +1,7 @@
 """`mlops dataset …` as people type it."""
 
 import json
+import subprocess
 
 import pytest
 from click.testing import CliRunner
@@ -55,3 +56,25 @@ def test_a_dataset_not_yet_imported_says_how_to(run):
     done = run("show", "people")
     assert done.exception.hint == "run `mlops dataset import people`"
     assert "not imported" in run("list").output
+
+
+def test_versions_are_compared_by_git_revision_digest_and_directory(run, people, tmp_path):
+    first = json.loads(run("import", "people", "--json").stdout)
+    git = ["git", "-C", str(people.places.root), "-c", "user.name=t", "-c", "user.email=t@t"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "datasets.dvc"], check=True)
+    subprocess.run([*git, "commit", "-qm", "one"], check=True)
+    people.rows[0]["region"] = "north" if people.rows[0]["region"] == "south" else "south"
+    people.write()
+    refused = run("import", "people")
+    assert isinstance(refused.exception, DatasetError)
+    run("import", "people", "--accept-changes")
+    for revision in ("HEAD", first["digest"], first["dvc_digest"]):
+        found = json.loads(run("diff", "people", revision, "--json").stdout)
+        assert found["before"] == first["digest"] != found["after"]
+        assert found["differences"][0] == "column region: has other values"
+        assert found["drift"]["region"] > 0 == found["drift"]["age"]
+    assert "drift region" in run("diff", "people", "HEAD", "--plot", str(tmp_path / "drift.svg")).output
+    assert (tmp_path / "drift.svg").stat().st_size > 1000
+    assert isinstance(run("diff", "people", "no-such-revision").exception, DatasetError)
+    assert isinstance(run("diff", "people", "sha256:" + "0" * 64).exception, DatasetError)

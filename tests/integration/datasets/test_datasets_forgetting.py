@@ -13,11 +13,12 @@ import pytest
 from click.testing import CliRunner
 
 from mlops.cli.main import mlops
-from mlops.datasets.forgetting import find_expired, find_holdings, find_returned, forget_subjects, purge_shards
+from mlops.datasets.forgetting import find_expired, find_holdings, forget_subjects, purge_shards
 from mlops.datasets.importing import import_dataset
 from mlops.datasets.locations import load_locations
 from mlops.datasets.objects import object_path
 from mlops.datasets.reader import ShardReader
+from mlops.datasets.returned import find_returned
 from mlops.datasets.rewriting import rewrite_shards
 from mlops.datasets.subjects import hash_subject
 from mlops.datasets.tombstones import load_tombstones, tombstone_file
