@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mlops.deploy.admission import PROMOTION_STEP
 from mlops.deploy.chain_rules import RELEASE_KINDS, load_chain_rules
 from mlops.overview.trace import find_served_images
 from mlops.project.opening import Project
 from mlops.provenance.lineage import find_starts, walk_forward
 from mlops.provenance.reference import Reference
+from mlops.provenance.sql_steps import StepRecord
 from mlops.provenance.verify import ChainReport, verify_chain
 
 
 def verify_reference(project: Project, reference: Reference, *, erased: Mapping[str, str] | None = None) -> ChainReport:
-    """Check the chain of a REF; of a model version also its image and probe.
+    """Check the chain of a REF; of a version also its image and probe, of an environment also its promotion.
 
     Args:
         project: An open project.
@@ -33,11 +35,17 @@ def verify_reference(project: Project, reference: Reference, *, erased: Mapping[
             connection, reference, find_served=lambda environment: find_served_images(project, environment)
         )
         if is_release:
-            made = [step for step in walk_forward(connection, starts) if step.kind in ("image", "probe")]
+            made = [step for step in walk_forward(connection, starts) if _belongs(step, reference)]
             starts = (*starts, *(digest for step in made for digest in step.outputs.values()))
         kinds = RELEASE_KINDS if is_release else frozenset()
         rules = load_chain_rules(project.places, required_kinds=kinds, erased=erased)
         return verify_chain(connection, starts, rules=rules)
+
+
+def _belongs(step: StepRecord, reference: Reference) -> bool:
+    """Whether a step that used what a REF names is part of bringing it to serve."""
+    is_promotion = step.kind == PROMOTION_STEP and reference.kind == "environment"
+    return step.kind in ("image", "probe") or (is_promotion and step.facts.get("environment") == reference.name)
 
 
 def render_chain_report(report: ChainReport, *, is_long: bool) -> str:

@@ -11,8 +11,9 @@ from typing import Any
 
 from mlops.clock import render_time
 from mlops.datasets.version import load_dataset_version
+from mlops.deploy.desired_state import desired_path, parse_desired
 from mlops.deploy.environment import list_environments
-from mlops.deploy.sql_deployments import load_deployments
+from mlops.deploy.sql_deployments import load_deployments, load_desired
 from mlops.errors import DatasetError, ProvenanceError
 from mlops.project.opening import Project
 from mlops.provenance.lineage import Lineage, find_starts, walk_back, walk_forward
@@ -66,10 +67,10 @@ def trace_reference(project: Project, reference: Reference) -> Trace:
 
 
 def find_served_images(project: Project, environment: str) -> tuple[str, ...]:
-    """Digests of the images that have a share of an environment's traffic.
+    """Digests of the images that have a share of an environment's traffic; before the first reconcile the desired ones.
 
     Raises:
-        ProvenanceError: No such environment, or nothing serves there.
+        ProvenanceError: No such environment, or nothing serves there or is desired.
     """
     known = list_environments(project.places)
     if environment not in known:
@@ -79,6 +80,10 @@ def find_served_images(project: Project, environment: str) -> tuple[str, ...]:
         )
     with project.ledger.read() as connection:
         rows = load_deployments(connection, environment=environment, is_current=True)
+        desired = load_desired(connection, environment)
+    if not rows and desired is not None:
+        state = parse_desired(desired.content, source=desired_path(environment))
+        return tuple(dict.fromkeys(version.image for release in state.products for version in release.versions))
     if not rows:
         raise ProvenanceError(f"nothing serves in {environment}", hint=f"`mlops promote PRODUCT@N --to {environment}`")
     return tuple(dict.fromkeys(row.image for row in rows))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from mlops.deploy.approval import read_approval
+from mlops.deploy.desired_state import desired_path, parse_desired
 from mlops.deploy.environment import EnvironmentSpec, list_environments, load_environment
 from mlops.deploy.roles import RolesSpec, load_roles
 from mlops.deploy.sql_deployments import load_approval_envelopes, load_barred, load_desired
@@ -51,10 +52,13 @@ def find_waiting(
     lines: list[WaitingLine] = []
     for name in list_environments(places):
         rules = load_environment(places, name)
+        desired = _load_desired_numbers(connection, name)
         lines.extend(_find_uncommitted(connection, name))
+        lines.extend(_find_unserved(name, desired, serving))
         barred = load_barred(connection, name)
         for product, (number, image) in latest.items():
-            is_newer = number is not None and number > serving.get((name, product), 0)
+            newest = max(serving.get((name, product), 0), desired.get(product, 0))
+            is_newer = number is not None and number > newest
             is_next = rules.after is None or serving.get((rules.after, product), 0) == number
             if not is_newer or not is_next or product not in rules.traffic.ports:
                 continue
@@ -93,3 +97,21 @@ def _find_uncommitted(connection: sa.Connection, environment: str) -> Iterator[W
     desired = load_desired(connection, environment)
     if desired is not None and desired.commit_hash is None:
         yield WaitingLine(f"{desired.cause} in {environment} is not yet in git", "git", "mlops deploy reconcile")
+
+
+def _load_desired_numbers(connection: sa.Connection, environment: str) -> dict[str, int]:
+    """Product to the version that is desired in an environment."""
+    row = load_desired(connection, environment)
+    if row is None:
+        return {}
+    state = parse_desired(row.content, source=desired_path(environment))
+    return {release.product: release.versions[0].number for release in state.products if release.versions}
+
+
+def _find_unserved(
+    environment: str, desired: Mapping[str, int], serving: Mapping[tuple[str, str], int]
+) -> Iterator[WaitingLine]:
+    for product, number in desired.items():
+        if serving.get((environment, product)) != number:
+            what = f"{product}@{number} is desired in {environment} and does not serve yet"
+            yield WaitingLine(what, "a reconcile", f"mlops deploy reconcile {environment}")

@@ -33,6 +33,7 @@ def project_loaders(places: Places) -> dict[str, Loader]:
         "trainer": partial(load_source, places, "training/{product}.py"),
         "policy": partial(load_source, places, "evaluation/{product}.yaml"),
         "lock": partial(load_source, places, "requirements.lock"),
+        "desired": partial(load_source, places, "deploy/desired/{environment}.yaml"),
     }
 
 
@@ -124,12 +125,12 @@ def load_source(
 
     Args:
         places: The project.
-        pattern: Path with `{product}` in it.
-        step: Gives the product.
+        pattern: Path with `{product}` or `{environment}` in it.
+        step: Gives them.
         digest: What is looked for.
         digest_content: How the step digests the file; what it cannot parse gives "".
     """
-    path = pattern.format(product=step.product)
+    path = pattern.format(product=step.product, environment=step.facts.get("environment", ""))
     place = places.root / path
     if place.is_file() and digest_content(place.read_bytes()) == digest:
         return FoundBytes(digest, str(place))

@@ -12,6 +12,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from mlops.cli.main import mlops
+from mlops.deploy.desired_state import DesiredState, ReleaseSet, ServedVersion
+from mlops.deploy.sql_deployments import insert_desired
 from mlops.errors import MlopsError, ProjectError, ProvenanceError
 from mlops.project.opening import open_project
 from mlops.provenance.digest import digest_bytes
@@ -116,3 +118,54 @@ def test_the_status_of_a_new_project_says_what_to_do(root: Path) -> None:
 def test_the_schedule_is_printed_in_the_form_asked_for(root: Path) -> None:
     assert "[Timer]" in call("schedule", "--form", "systemd").output
     assert {job["name"] for job in json.loads(call("schedule", "--json").output)} == {"reconcile", "rebuild", "release"}
+
+
+def release_on_paper(root: Path) -> None:
+    """A registered version with an image, as the ledger knows it; and the environments of this repository."""
+    source = Path(__file__).parents[3] / "deploy" / "environments"
+    for path in source.glob("*.yaml"):
+        (root / "deploy" / "environments" / path.name).write_bytes(path.read_bytes())
+    project = open_project(root)
+    version, image = digest_bytes(b"version"), digest_bytes(b"image")
+    for kind, inputs, outputs, facts in (
+        ("registration", {}, {"version": version}, {"number": 3, "alias": "latest"}),
+        ("image", {"version": version}, {"image": image}, {}),
+    ):
+        outcome = StepOutcome(outputs=outputs, facts=facts)
+        project.step_book.run(kind, product="income", inputs=inputs, action=lambda outcome=outcome: outcome)
+    project.ledger.close()
+
+
+def waiting_in(root: Path) -> dict[str, str]:
+    lines = json.loads(call("status", "--json").output)["waiting"]
+    return {line["what"]: f"{line['for_whom']}: {line['next_step']}" for line in lines}
+
+
+def test_a_new_version_waits_for_approvers_or_for_someone_who_promotes_it(root: Path) -> None:
+    release_on_paper(root)
+    waiting = waiting_in(root)
+    assert waiting["income@3 for production"].startswith("2 more approvers: mlops approve income@3 --env production")
+    assert waiting["income@3 for staging"] == "someone who promotes it: mlops promote income@3 --to staging"
+
+
+def test_a_desired_version_that_does_not_serve_waits_for_a_reconcile_and_can_be_traced(root: Path) -> None:
+    release_on_paper(root)
+    project = open_project(root)
+    served = ServedVersion(number=3, image=digest_bytes(b"image"), candidate=digest_bytes(b"c"), share=100)
+    state = DesiredState("staging", (ReleaseSet("income", (served,)),))
+    with project.ledger.write() as transaction:
+        insert_desired(
+            transaction,
+            environment="staging",
+            digest=state.digest,
+            content=state.render_yaml(),
+            cause="promote",
+            why="",
+            step_id=None,
+        )
+    project.ledger.close()
+    waiting = waiting_in(root)
+    assert waiting["promote in staging is not yet in git"] == "git: mlops deploy reconcile"
+    assert waiting["income@3 is desired in staging and does not serve yet"].startswith("a reconcile")
+    assert "income@3 for staging" not in waiting
+    assert json.loads(call("trace", "staging", "--json").output)["starts"] == [digest_bytes(b"image")]
