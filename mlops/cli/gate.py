@@ -25,7 +25,7 @@ def gate() -> None:
 @click.option("--self-test", is_flag=True, help="Judge planted models with known defects instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--dry-run", is_flag=True, help="Say what would be judged, and on how many rows.")
-def run(  # noqa: PLR0917 - click calls it by keyword
+def run(
     product: str | None,
     candidate: Path | None,
     champion: Path | None,
@@ -52,6 +52,9 @@ def run(  # noqa: PLR0917 - click calls it by keyword
     if dry_run:
         click.echo(f"would judge {folder} by {len(request.policy.checks)} checks on {request.test.num_rows:,} rows")
         return
+    look = judging.spend_look_of(project.ledger, request)
+    if isinstance(look, Refusal):
+        refuse(look, what="this test set has been looked at too often")
     judgement = judging.judge_candidate(project.places, request)
     if as_json:
         emit_json(judgement.result.to_json())

@@ -22,6 +22,7 @@ from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.judged import JudgedModel, load_judged
 from mlops.evaluation.plain_reference import price_fairness
 from mlops.evaluation.policy import AnyRule, Policy
+from mlops.evaluation.reference_membership import AuditPool
 from mlops.evaluation.rows import rows_of_table
 from mlops.evaluation.signed_answers import Signed, SignedAnswers, Verify, refuse_all
 from mlops.evaluation.verdicts import CheckResult, Findings, GateResult, JudgedClaim, NotEvaluableError, Verdict
@@ -53,6 +54,8 @@ class GateRequest:
     seed: int = 0
     project_checks_folder: Path | None = None
     incidents_folder: Path | None = None
+    audit: AuditPool | None = None
+    """The sweep's reference models over the audit pool, if it was trained with one."""
     waivers: tuple[Signed, ...] = ()
     statements: tuple[Signed, ...] = ()
     """Answers to clauses of the values that no check can give."""
@@ -159,6 +162,7 @@ def open_hearing(request: GateRequest) -> Hearing:
         seed=request.seed,
         project_checks_folder=request.project_checks_folder,
         incidents_folder=request.incidents_folder,
+        audit=request.audit,
         now_us=request.clock.now_us(),
     )
 

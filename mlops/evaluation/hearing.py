@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from mlops.evaluation.judged import Answers, JudgedModel, columns_as_tensors
 from mlops.evaluation.policy import Policy
+from mlops.evaluation.reference_membership import AuditPool
 from mlops.evaluation.rows import Rows
 from mlops.evaluation.verdicts import NotEvaluableError
 
@@ -39,6 +40,7 @@ class Hearing:
     seed: int
     project_checks_folder: Path | None = None
     incidents_folder: Path | None = None
+    audit: AuditPool | None = None
     now_us: int = 0
     """For expiry of cases, waivers and statements only."""
     _kept: dict[str, Any] = field(default_factory=dict)

@@ -10,11 +10,14 @@ from pathlib import Path
 
 from mlops.clock import Clock
 from mlops.datasets.version import load_dataset_version, read_split
-from mlops.errors import ProjectError
+from mlops.errors import ProjectError, Refusal
 from mlops.evaluation.gate import GateRequest, run_gate
 from mlops.evaluation.policy import Policy, load_policy
+from mlops.evaluation.rows import rows_of_table
+from mlops.evaluation.sql_looks import spend_look
 from mlops.evaluation.store import keep_result
 from mlops.evaluation.verdicts import GateResult
+from mlops.ledger.connection import Ledger
 from mlops.places import Places
 from mlops.training.candidate import Candidate, load_candidate
 
@@ -59,6 +62,18 @@ def prepare_request(
         project_checks_folder=places.root / "evaluation" / "checks",
         incidents_folder=places.root / "evaluation" / "incidents",
         dataset_digest=version.digest,
+    )
+
+
+def spend_look_of(ledger: Ledger, request: GateRequest) -> int | Refusal:
+    """Count this candidate's look at its test rows; a refusal when the policy's looks are used up."""
+    rows = rows_of_table(request.test, schema=request.schema)
+    return spend_look(
+        ledger,
+        test_digest=rows.digest,
+        candidate=request.candidate.digest,
+        product=request.policy.product,
+        allowed=request.policy.looks,
     )
 
 

@@ -137,6 +137,14 @@ class MembershipRule(Rule):
     """Members, and as many non-members (fewer when the splits are smaller)."""
 
 
+class ReferenceMembershipRule(Rule):
+    """The stronger attack: the sweep's trials are reference models over the audit pool."""
+
+    kind: Literal["reference-membership"]
+    maximum_auc: float = Field(ge=0.5, le=1)
+    maximum_tpr: Rate
+
+
 class ParityRule(Rule):
     """The exported model answers like the torch module on the gate's rows."""
 
@@ -246,6 +254,7 @@ AnyRule = Annotated[
     | GapRule
     | EvasionRule
     | MembershipRule
+    | ReferenceMembershipRule
     | ParityRule
     | OverlapRule
     | MonotoneRule
@@ -268,6 +277,8 @@ class Policy(Spec):
     """The answer that people want: `>50K`."""
     alpha: float = Field(default=0.05, gt=0, le=0.2)
     """Error rate of each PASS and of any FAIL."""
+    looks: int = Field(default=200, ge=1)
+    """How many candidates may be judged on the same test rows before fresh ones are needed."""
     checks: tuple[AnyRule, ...] = ()
     """May be empty only in the sense that such a policy never passes anything."""
 

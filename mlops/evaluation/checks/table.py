@@ -9,6 +9,7 @@ from mlops.evaluation.checks import artefact, backdoor, behaviour, champion, eva
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.incident_cases import check_incidents
 from mlops.evaluation.project_checks import check_project
+from mlops.evaluation.reference_membership import check_reference_membership
 from mlops.evaluation.verdicts import Findings
 
 CHECKS: dict[str, Callable[[Any, Hearing], Findings]] = {
@@ -24,6 +25,7 @@ CHECKS: dict[str, Callable[[Any, Hearing], Findings]] = {
     "champion": champion.check_champion,
     "project": check_project,
     "incidents": check_incidents,
+    "reference-membership": check_reference_membership,
     "parity": artefact.check_parity,
     "size": artefact.check_size,
     "overlap": artefact.check_overlap,

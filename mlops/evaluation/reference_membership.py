@@ -1,0 +1,213 @@
+"""Membership inference with the sweep's trials as reference models, and a one-run lower bound of epsilon.
+
+The score of a row is the log-ratio of the target's confidence to the mean confidence of the reference models, trained
+with and without the row alike (BASE, Lassila et al. 2025; InfoRMIA, ICLR 2026): continuous, so it ranks at any false
+positive rate, and it does not need that membership is paired. The rows are the audit pool: each is in the final model
+and in each trial with probability 1/2 by seeded hash, which is also what a one-run audit asks for.
+Leaves to others: training on the pool (mlops/training), reading confidences of trials, and the policy (checks/).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special, stats
+
+from mlops.evaluation import rates, roc
+from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
+
+if TYPE_CHECKING:
+    from mlops.evaluation.hearing import Hearing
+    from mlops.evaluation.policy import ReferenceMembershipRule
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+FLOOR = 1e-12
+
+
+def log_ratio_scores(target: Floats, references: Floats, membership: Flags) -> Floats:
+    """Score of each row; the higher, the likelier a member of the target.
+
+    Args:
+        target: `[N]`, probability that the target gives to the true class.
+        references: `[R, N]`, the same of the reference models.
+        membership: `[R, N]`, whether a reference was trained on the row.
+
+    Raises:
+        NotEvaluableError: No reference models, other shapes, or confidences that are no probabilities.
+    """
+    if references.ndim != 2 or references.shape != membership.shape or references.shape[1:] != target.shape:
+        raise NotEvaluableError("wrong-shape", "confidences and membership of the reference models do not fit the rows")
+    if references.shape[0] == 0:
+        raise NotEvaluableError("no-references", "there are no trials to serve as reference models")
+    for values in (target, references):
+        if not np.isfinite(values).all() or (values < 0).any() or (values > 1).any():
+            raise NotEvaluableError("not-probabilities", "confidences are not probabilities")
+    counts_in, counts_out = membership.sum(axis=0), (~membership).sum(axis=0)
+    mean_in = (references * membership).sum(axis=0) / np.maximum(counts_in, 1)
+    mean_out = (references * ~membership).sum(axis=0) / np.maximum(counts_out, 1)
+    # rows that one side has never seen take the other side's mean, shrunk or raised by what is usual between both
+    has_both = (counts_in > 0) & (counts_out > 0)
+    usual = float(np.median(mean_in[has_both] - mean_out[has_both])) if has_both.any() else 0.0
+    mean_in = np.where(counts_in > 0, mean_in, np.clip(mean_out + usual, 0, 1))
+    mean_out = np.where(counts_out > 0, mean_out, np.clip(mean_in - usual, 0, 1))
+    scores: Floats = np.log(np.maximum(target, FLOOR)) - np.log(np.maximum((mean_in + mean_out) / 2, FLOOR))
+    return scores
+
+
+@dataclass(frozen=True)
+class MembershipStrength:
+    """How well members are found."""
+
+    area: rates.Evidence
+    rates_at: dict[float, rates.Evidence]
+    """False positive rate to evidence on the true positive rate; rates too small to be measured are absent."""
+
+
+def measure_membership(
+    scores: Floats, is_member: Flags, *, maximum_auc: float, maximum_tpr: float, at: tuple[float, ...], alpha: float
+) -> MembershipStrength:
+    """AUC and true positive rates with bounds; a rate `f` needs `3 / f` strangers at least."""
+    inside, outside = scores[is_member], scores[~is_member]
+    if min(inside.size, outside.size) < 50:
+        raise NotEvaluableError("too-few-rows", f"{inside.size} members and {outside.size} strangers give no bound")
+    area = roc.assess_area(inside, outside, threshold=maximum_auc, alpha=alpha, is_minimum=False)
+    found: dict[float, rates.Evidence] = {}
+    for rate in at:
+        if outside.size < 3 / rate:
+            continue
+        cut = roc.threshold_at(outside, false_positive_rate=rate)
+        hits = int((inside > cut).sum())
+        found[rate] = rates.assess_rate_at_most(hits, inside.size, maximum=maximum_tpr, alpha=alpha)
+    return MembershipStrength(area, found)
+
+
+SHARES = (0.1, 0.3)
+"""Shares of rows that are guessed, fixed beforehand; alpha is divided among them (Bonferroni)."""
+
+
+def bound_epsilon(scores: Floats, is_member: Flags, *, alpha: float, delta: float = 1e-5) -> float:
+    """Lower bound of epsilon from one training run, valid with probability 1 - alpha.
+
+    The audit guesses membership of the rows with the most extreme scores, and asks which Gaussian trade-off curves make
+    so many right guesses too unlikely.
+    Source: Mahloujifar, Melis & Chaudhuri, "Auditing f-differential privacy in one run" (2024); guessing with
+    abstention: Steinke, Nasr & Jagielski (NeurIPS 2023).
+
+    Args:
+        scores: `[N]`, high for members.
+        is_member: `[N]`, drawn independently with probability 1/2.
+        alpha: Chance that the bound is wrong.
+        delta: At which epsilon is stated.
+    """
+    strengths = []
+    for share in SHARES:
+        guesses, right = _guess(scores, is_member, share=share)
+        strengths.append(_bound_gaussian(guesses, right, total=scores.size, alpha=alpha / len(SHARES)))
+    return gaussian_epsilon(max(strengths), delta=delta)
+
+
+def _guess(scores: Floats, is_member: Flags, *, share: float) -> tuple[int, int]:
+    """How many guesses are made, and how many are right: the top half of them "member", the bottom half "not"."""
+    half = max(1, round(share * scores.size / 2))
+    order = np.argsort(scores, kind="stable")
+    right = int((~is_member[order[:half]]).sum() + is_member[order[-half:]].sum())
+    return 2 * half, right
+
+
+def _bound_gaussian(guesses: int, right: int, *, total: int, alpha: float) -> float:
+    """Largest mu of a Gaussian trade-off curve that so many right guesses refute at alpha; 0 when none is refuted."""
+    low, high = 0.0, 16.0
+    if _is_possible(guesses, right, total=total, mu=low, tail=alpha):
+        return 0.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (
+            (low, middle) if _is_possible(guesses, right, total=total, mu=middle, tail=alpha) else (middle, high)
+        )
+    return low
+
+
+def _is_possible(guesses: int, right: int, *, total: int, mu: float, tail: float) -> bool:
+    """Whether `right` or more right guesses can have chance `tail` under the curve (algorithm 3 of Mahloujifar et al.).
+
+    `r` and `h` are the masses of right and wrong guesses; walking down from the observed number, each step needs at
+    least the wrong mass that the curve asks for, and all must fit into the share of rows that is guessed at all.
+    """
+    r, h = tail * right / total, tail * (guesses - right) / total
+    for count in range(right - 1, -1, -1):
+        needed = max(h, float(special.ndtr(special.ndtri(r) - mu)) if 0.0 < r < 1.0 else r)
+        r += count / (guesses - count) * (needed - h)
+        h = needed
+        if r + h > guesses / total:
+            return False
+    return True
+
+
+def gaussian_epsilon(mu: float, *, delta: float) -> float:
+    """Epsilon at delta of mu-Gaussian privacy.
+
+    Source: Dong, Roth & Su, Gaussian differential privacy (JRSS B 84, 2022), corollary 2.13.
+    """
+    if mu <= 0.0:
+        return 0.0
+
+    def excess(epsilon: float) -> float:
+        first = stats.norm.cdf(-epsilon / mu + mu / 2)
+        second = math.exp(epsilon) * stats.norm.cdf(-epsilon / mu - mu / 2)
+        return float(first - second) - delta
+
+    if excess(0.0) <= 0:
+        return 0.0
+    return float(optimize.brentq(excess, 0.0, mu * mu / 2 + 12 * mu + 1))
+
+
+@dataclass(frozen=True)
+class AuditPool:
+    """What the sweep leaves for the audit: N pool rows, the final model and R trials."""
+
+    is_member: Flags
+    """`[N]`, whether the final model was trained on the row."""
+    target: Floats
+    """`[N]`, the final model's probability of the true class."""
+    references: Floats
+    """`[R, N]`, the same of the trials."""
+    membership: Flags
+    """`[R, N]`, whether a trial was trained on the row."""
+
+
+def check_reference_membership(rule: ReferenceMembershipRule, hearing: Hearing) -> Findings:
+    """AUC, true positive rate at 1 % and 0.1 % false positives, and the one-run lower bound of epsilon.
+
+    Raises:
+        NotEvaluableError: The sweep left no audit pool.
+    """
+    pool = hearing.audit
+    if pool is None:
+        raise NotEvaluableError("no-references", "the sweep left no audit pool: train with one to get this attack")
+    scores, alpha = log_ratio_scores(pool.target, pool.references, pool.membership), hearing.policy.alpha
+    strength = measure_membership(
+        scores,
+        pool.is_member,
+        maximum_auc=rule.maximum_auc,
+        maximum_tpr=rule.maximum_tpr,
+        at=(0.01, 0.001),
+        alpha=alpha,
+    )
+    n = int(pool.is_member.sum())
+    claims = [Claim("AUC", "at most", rule.maximum_auc, n=n, evidence=strength.area)]
+    for rate, evidence in strength.rates_at.items():
+        claims.append(
+            Claim(f"true positives at {rate:.1%} false positives", "at most", rule.maximum_tpr, n=n, evidence=evidence)
+        )
+    epsilon = bound_epsilon(scores, pool.is_member, alpha=alpha)
+    details = {
+        "attack_roc": {"sweep trials": roc.curve(scores[pool.is_member], scores[~pool.is_member])},
+        "epsilon_lower_bound": epsilon,
+        "reference_models": int(pool.references.shape[0]),
+    }
+    return Findings(tuple(claims), details)
