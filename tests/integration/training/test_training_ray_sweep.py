@@ -1,0 +1,182 @@
+"""Sweeps on a real local Ray: two workers per trial, two trials at a time, crashes, warm and cold."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mlops.training import sql_trials
+from mlops.training.ray_cluster import connected, find_local
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def attempts_of(project, outcome):
+    with project.ledger.read() as connection:
+        return sql_trials.list_attempts(connection, outcome.sweep_id)
+
+
+def results_of(outcome):
+    return [(trial.params, trial.metrics, trial.weights_sha256) for trial in outcome.trials]
+
+
+def test_trials_of_two_workers_overlap_and_give_the_same_weights_warm_and_cold(ray_project, tmp_path):
+    spec = ray_project.spec(trials=5, seed=11)
+    warm = ray_project.launch(spec)
+    attempts = attempts_of(ray_project, warm)
+    assert len({attempt.worker_group for attempt in attempts}) == 2  # five trials, two groups: some were warm
+    assert any(second.started_us < first.ended_us for first, second in pairwise(attempts))
+    assert not ray_project.leases.live
+
+    other = type(ray_project)(tmp_path)  # a second ledger, one group that is new for each trial
+    other.places = ray_project.places
+    cold = other.launch(ray_project.spec(trials=5, seed=11, groups=1, lag=3), say=other.lines.append)
+    assert [trial.params for trial in cold.trials] == [trial.params for trial in warm.trials]
+    assert results_of(cold) == results_of(warm)
+    other.ledger.close()
+
+
+def test_a_trainer_that_fails_on_one_worker_only_fails_its_trial_and_not_the_sweep(ray_project):
+    trainer = ray_project.places.trainer_file("tiny")
+    trainer.write_text(
+        trainer.read_text().replace(
+            "    for _ in worker.epochs",
+            "    if params['learning_rate'] == 0.02 and worker.rank == 1:\n        raise ValueError('only here')\n"
+            "    for _ in worker.epochs",
+        )
+    )
+    outcome = ray_project.launch(ray_project.spec(trials=3, first=[{"learning_rate": 0.02}]))
+    assert [trial.state for trial in outcome.trials] == ["FAILED", "COMPLETE", "COMPLETE"]
+    assert "ValueError: only here" in outcome.trials[0].reason
+
+
+def test_a_killed_worker_is_replaced_and_its_trial_resumed_to_the_same_weights(ray_project, tmp_path):
+    spec = ray_project.spec(trials=2, epochs=6, groups=1, seed=3)
+    expected = ray_project.launch(spec)
+    other = type(ray_project)(tmp_path)
+    other.places, killed = ray_project.places, []
+
+    def say(line):
+        if "trial 0 epoch 3/6" in line and not killed:
+            workers = [process for process in psutil.process_iter(["name"]) if "WorkerActor" in process.info["name"]]
+            mine = [worker for worker in workers if belongs_to(worker, ray_project)]
+            killed.append(mine[0].pid)
+            os.kill(mine[0].pid, signal.SIGKILL)
+
+    outcome = other.launch(spec, say=say)
+    assert killed
+    assert results_of(outcome) == results_of(expected)
+    first = [attempt for attempt in attempts_of(other, outcome) if attempt.number == 0]
+    assert [attempt.outcome for attempt in first] == ["lost", "complete"]
+    assert not other.leases.live
+    other.ledger.close()
+
+
+def belongs_to(process, project):
+    keeper = find_local(project.places)
+    return keeper is not None and keeper.pid in [parent.pid for parent in process.parents()]
+
+
+def test_a_worker_whose_lease_ends_stops_by_itself(ray_project):
+    spec = ray_project.spec(groups=1)
+    with ray_project.crew(spec) as crew:
+        from mlops.training.attempt import Gone, GroupShape, Ready
+
+        now_us = time.monotonic_ns() // 1_000
+        shape = GroupShape(1, "cpu", 0.5)
+        crew.start_group("g", shape=shape, until_us=now_us + 60_000_000, start_deadline_seconds=60)
+        events = wait_for(crew, Ready)
+        assert events
+        pid = crew.pids_of("g")[0]
+        crew.extend("g", until_us=time.monotonic_ns() // 1_000 + 500_000)
+        psutil.Process(pid).wait(timeout=10)
+        crew.stop_group("g")
+        assert Gone
+
+
+def wait_for(crew, kind):
+    for _ in range(60):
+        found = [event for event in crew.next_events(timeout_seconds=1.0) if isinstance(event, kind)]
+        if found:
+            return found
+    return []
+
+
+def test_more_workers_than_fit_are_given_up_at_the_deadline(ray_project):
+    from mlops.training.attempt import Gone, GroupShape
+
+    with ray_project.crew(ray_project.spec()) as crew:
+        until_us = time.monotonic_ns() // 1_000 + 60_000_000
+        crew.start_group("g", shape=GroupShape(9, "cpu", 1.0), until_us=until_us, start_deadline_seconds=1.0)
+        (gone,) = wait_for(crew, Gone)
+        assert "no place" in gone.reason
+
+
+def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on(ray_project, tmp_path):
+    """`kill -9` in the middle; then the same sweep in this process."""
+    script = tmp_path / "drive.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import runpy, sys
+            made = runpy.run_path(sys.argv[1], run_name="integration_conftest")
+            from pathlib import Path
+            project = made["RayProject"].__new__(made["RayProject"])
+            project.__init__(Path(sys.argv[2]))
+            project.places = type(project.places)(Path(sys.argv[3]))
+            def say(line):
+                print(line, flush=True)
+            project.launch(project.spec(trials=6, epochs=8, seed=21), say=say)
+            """
+        )
+    )
+    conftest = str(Path(__file__).with_name("conftest.py"))
+    state = tmp_path / "state"
+    command = [sys.executable, str(script), conftest, str(state), str(ray_project.places.root)]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in driver.stdout:
+        if "trial 1 complete" in line:
+            driver.kill()
+            break
+    driver.wait(timeout=30)
+    driver.stdout.close()
+    resumed = type(ray_project).__new__(type(ray_project))
+    reopen(resumed, state, ray_project)
+    outcome = resumed.launch(resumed.spec(trials=6, epochs=8, seed=21))
+    again = {attempt.number for attempt in attempts_of(resumed, outcome) if attempt.attempt > 0}
+    assert 1 not in again
+    assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 6
+    expected = ray_project.launch(ray_project.spec(trials=6, epochs=8, seed=21))
+    assert results_of(outcome) == results_of(expected)
+    resumed.ledger.close()
+
+
+def reopen(project, folder, like):
+    from mlops.ledger.connection import open_ledger, sqlite_url
+    from mlops.places import Places
+
+    project.__dict__.update(like.__dict__)
+    project.ledger = open_ledger(sqlite_url(Places(folder / "project").ledger_file), like.clock)
+    project.leases = type(like.leases)(like.clock)
+    project.leases.settle = lambda *args, **options: None  # leases of the dead driver are unknown to this fake
+    project.lines = []
+
+
+def test_the_local_ray_is_reused_and_listens_on_loopback_only(ray_project):
+    before = find_local(ray_project.places)
+    with connected(ray_project.places):
+        assert find_local(ray_project.places) == before
+        ours = psutil.Process(before.pid)
+        for process in [ours, *ours.children(recursive=True)]:
+            for connection in process.net_connections(kind="inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    assert connection.laddr.ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1"), process.name()
+    assert socket.gethostname()
