@@ -84,7 +84,6 @@ def test_one_flipped_byte_anywhere_is_named(income_clone: Any, what: str, tmp_pa
         shutil.copy2(tmp_path / "whole", place)
     assert not report["is_verified"]
     assert any(link["status"] == "broken" and link["check"] == "digest" for link in report["links"])
-    assert audit(income_clone)["is_verified"]
 
 
 def test_the_status_knows_the_release(income_clone: Any) -> None:
