@@ -26,6 +26,8 @@ def describe_differences(part: Part, pin: Pin, *, manifest: Manifest, urls: tupl
     lines: list[str] = []
     if pin.manifest == manifest.digest:
         lines.append("the shards are equal; dataset.yaml or its layout differs")
+    if pin.schema != manifest.schema_sha256[:16]:
+        lines.append("dataset.yaml: columns, ranges, splits or descriptions differ")
     if pin.rows != manifest.rows:
         lines.append(f"rows: {pin.rows} pinned, {manifest.rows} imported")
     new = {name: digest[:16] for name, digest in manifest.columns}

@@ -78,6 +78,7 @@ def pin_of(build: Build) -> Pin:
         files=len(build.members),
         manifest=build.manifest.digest,
         rows=build.manifest.rows,
+        schema=build.manifest.schema_sha256[:16],
         writer=build.manifest.writer,
         columns={column: digest[:16] for column, digest in build.manifest.columns},
     )

@@ -36,6 +36,8 @@ class Pin:
     manifest: str
     """`sha256:…`; empty when another tool wrote the pin."""
     rows: int = 0
+    schema: str = ""
+    """First 16 hex digits of the digest of `dataset.yaml`."""
     writer: str = ""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Column to the first 16 hex digits of its digest in the manifest."""
@@ -122,6 +124,7 @@ def _parse_pin(out: dict[str, Any], source: str) -> Pin | None:
         files=int(out.get("nfiles", 0)),
         manifest=str(meta.get("manifest", "")),
         rows=int(meta.get("rows", 0)),
+        schema=str(meta.get("schema", "")),
         writer=str(meta.get("writer", "")),
         columns=dict(meta.get("columns") or {}),
     )
@@ -137,6 +140,7 @@ def _render_out(pin: Pin) -> dict[str, Any]:
         "meta": {
             "manifest": pin.manifest,
             "rows": pin.rows,
+            "schema": pin.schema,
             "writer": pin.writer,
             "columns": dict(pin.columns),
         },

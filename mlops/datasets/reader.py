@@ -254,6 +254,11 @@ class ShardReader:
             return None
         schema = self.version.schema
         weights = held[schema.weight.name].astype(np.float64) if schema.weight is not None else None
+        if run.order == "weighted" and weights is not None and not (weights.min() >= 0 and weights.sum() > 0):
+            raise DatasetError(
+                f"weights of dataset {self.version.name} are negative, or all zero in a window of {window.rows} rows",
+                hint="give the weight column a `minimum: 0` and spread weightless rows, or use another order",
+            )
         return run.plan.order_window(window, order=run.order, labels=held[schema.label.name], weights=weights)
 
     def _join(self, parts: list[tuple[Columns, np.ndarray]]) -> Batch:

@@ -206,3 +206,14 @@ def test_a_killed_import_leaves_the_old_version_and_can_be_repeated(people, dela
     assert find_damage(people.places, "people", dvc_digest=new.dvc_digest) == ()
     left = list((people.places.cache / "datasets").glob("import-*"))
     assert not left and not list((people.places.root / "datasets").glob(".people*"))
+
+
+def test_a_changed_range_is_said_even_when_no_value_differs(people):
+    import_dataset(people.places, "people")
+    shutil.rmtree(people.places.state)
+    people.recipe["columns"][0]["maximum"] = 121
+    people.write()
+    with pytest.raises(DatasetError) as caught:
+        import_dataset(people.places, "people")
+    assert caught.value.items[0].startswith("dataset.yaml:")
+    assert not any(line.startswith("column") for line in caught.value.items)

@@ -11,6 +11,7 @@ PIN = Pin(
     files=3,
     manifest="sha256:" + "1" * 64,
     rows=5,
+    schema="cd",
     writer="w",
     columns={"age": "ab"},
 )

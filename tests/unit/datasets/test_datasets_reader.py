@@ -129,3 +129,11 @@ def test_waiting_is_counted_and_asked_once(version, tmp_path):
     list(reader.batches("train", rank=0, world_size=1, **RUN))
     assert reader.take_wait_seconds() > 0
     assert reader.take_wait_seconds() == 0
+
+
+def test_weights_that_are_all_zero_are_refused(people, tmp_path, stored):
+    people.rows = [{**row, "importance": "0"} for row in people.rows]
+    people.recipe["columns"].append({"name": "importance", "kind": "number", "roles": ["weight"]})
+    version = stored(people.write().build(tmp_path / "b"), tmp_path / "objects")
+    with pytest.raises(DatasetError, match="all zero"):
+        read(version, tmp_path / "cache", order="weighted")
