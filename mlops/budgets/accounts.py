@@ -7,7 +7,7 @@ Leaves to others: when to pay (`leases`), delivering the warnings (`outbox`).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
@@ -80,11 +80,21 @@ def list_scopes(path: Sequence[BudgetNode], limits: Iterable[SpendLimit], *, now
     )
 
 
+_SELECT = sa.select(accounts).where(accounts.c.scope.in_(sa.bindparam("p_scopes", expanding=True)))
+_POST = (
+    accounts.update()
+    .where(accounts.c.scope == sa.bindparam("p_scope"), accounts.c.period_start_us == sa.bindparam("p_start"))
+    .values(
+        charged_micro_usd=accounts.c.charged_micro_usd + sa.bindparam("p_charged"),
+        reserved_micro_usd=accounts.c.reserved_micro_usd + sa.bindparam("p_reserved"),
+    )
+)
+
+
 def load_accounts(connection: sa.Connection, scopes: Sequence[Account]) -> tuple[Account, ...]:
     """The same scopes with their balances."""
     rows = {}
-    query = sa.select(accounts).where(accounts.c.scope.in_([scope.scope for scope in scopes]))
-    for row in connection.execute(query):
+    for row in connection.execute(_SELECT, {"p_scopes": sorted({scope.scope for scope in scopes})}):
         rows[row.scope, row.period_start_us] = row
     return tuple(_fill(scope, rows.get(scope.key)) for scope in scopes)
 
@@ -120,21 +130,26 @@ def find_shortages(loaded: Sequence[Account], *, amount: int) -> tuple[Reason, .
 
 def post(transaction: Transaction, loaded: Sequence[Account], *, charged: int = 0, reserved: int = 0) -> None:
     """Add to the balances of every scope."""
+    create_missing(transaction, loaded)
+    post_many(transaction, {account.key: (charged, reserved) for account in loaded})
+
+
+def post_many(transaction: Transaction, amounts: Mapping[ScopeKey, tuple[int, int]]) -> None:
+    """Add charged and reserved amounts to accounts that exist."""
+    transaction.connection.execute(
+        _POST,
+        [
+            {"p_scope": scope, "p_start": start, "p_charged": charged, "p_reserved": reserved}
+            for (scope, start), (charged, reserved) in amounts.items()
+        ],
+    )
+
+
+def create_missing(transaction: Transaction, loaded: Iterable[Account]) -> None:
+    """Rows for accounts that have none yet."""
     missing = [account for account in loaded if not account.exists]
     if missing:
         _insert_accounts(transaction.connection, missing)
-    transaction.connection.execute(
-        accounts.update()
-        .where(accounts.c.scope == sa.bindparam("p_scope"), accounts.c.period_start_us == sa.bindparam("p_start"))
-        .values(
-            charged_micro_usd=accounts.c.charged_micro_usd + sa.bindparam("p_charged"),
-            reserved_micro_usd=accounts.c.reserved_micro_usd + sa.bindparam("p_reserved"),
-        ),
-        [
-            {"p_scope": scope, "p_start": start, "p_charged": charged, "p_reserved": reserved}
-            for scope, start in (account.key for account in loaded)
-        ],
-    )
 
 
 def set_overdraft(transaction: Transaction, account: Account, *, overdraft: int) -> None:

@@ -78,6 +78,8 @@ class Board:
         """The same per budget and kind."""
         self.leaving: dict[str, int] = {}
         """Kind to the number of groups that were asked to leave."""
+        self.elastic = 0
+        """Running groups that could shrink or grow."""
         self.can_fit: dict[tuple[str, int], bool] = {}
         """Kind and units to whether an empty cluster has room; filled when first asked."""
         self.on_node: dict[str, dict[str, Entry]] = {name: {} for name in self.nodes}
@@ -196,6 +198,7 @@ class Board:
 
     def _occupy(self, entry: Entry, sign: int) -> None:
         group_id = entry.group.group_id
+        self.elastic += sign * (entry.group.step_units > 0)
         if entry.status == "leaving":
             self.leaving[entry.kind] = self.leaving.get(entry.kind, 0) + sign
         self.quota.use(entry.budget, entry.kind, sign * entry.units)

@@ -20,6 +20,7 @@ from mlops.budgets.tree import BudgetNode, BudgetTree, RateCard, digest_json
 from mlops.ledger.connection import Ledger, Transaction
 
 RATES = "rates"
+_SELECT = sa.select(budgets.c.name, budgets.c.content).order_by(budgets.c.name)
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,14 @@ class Change:
 
 def load_applied(connection: sa.Connection) -> BudgetTree:
     """The tree that holds now; empty before the first `apply_budgets`."""
+    rows = connection.execute(_SELECT).all()
+    return _build_tree(tuple((row.name, row.content) for row in rows))
+
+
+@lru_cache(maxsize=16)
+def _build_tree(contents: tuple[tuple[str, str], ...]) -> BudgetTree:
     rates, nodes = RateCard(()), []
-    for name, content in connection.execute(sa.select(budgets.c.name, budgets.c.content)):
+    for name, content in contents:
         if name == RATES:
             rates = RateCard.from_json(json.loads(content))
         else:

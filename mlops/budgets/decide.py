@@ -62,10 +62,22 @@ class _Pass:
     started: set[str] = field(default_factory=set)
     shares: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Shares along the path of a budget; forgotten when anything starts or stops."""
+    has_evicted: bool = False
     evicted: list[Entry] = field(default_factory=list)
     """Victims that wait again and may start elsewhere in this pass."""
 
     def run(self) -> tuple[Action, ...]:
+        self._sweep()
+        while self.has_evicted:  # what was freed may let others start that were passed over before
+            self.has_evicted = False
+            self.actions = [each for each in self.actions if not isinstance(each, Wait | Refuse)]
+            self.failed.clear()
+            self.reservations.clear()
+            self._sweep()
+        self._grow()
+        return tuple(self.actions)
+
+    def _sweep(self) -> None:
         queues = {budget: self._sort(budget) for budget in self.board.waiting}
         heap = [(*self._budget_key(budget, queue[0]), budget) for budget, queue in queues.items() if queue]
         heapq.heapify(heap)
@@ -83,8 +95,6 @@ class _Pass:
             for each in {budget, *back}:
                 if queues[each]:
                     heapq.heappush(heap, (*self._budget_key(each, queues[each][0]), each))
-        self._grow()
-        return tuple(self.actions)
 
     def _requeue_evicted(self, queues: dict[str, list[_Candidate]]) -> set[str]:
         for entry in self.evicted:
@@ -96,7 +106,12 @@ class _Pass:
         return budgets
 
     def _sort(self, budget: str) -> list[_Candidate]:
-        queue = [self._candidate(bucket, waiting[0]) for bucket, waiting in self.board.waiting[budget].items()]
+        now_us, floor_us = self.now_us, self.board.settings.ageing_floor_us
+        factor = self.board.settings.ageing_factor
+        queue = [  # as `_candidate`, written out: this runs for every waiting group
+            (-b[0], b[4] * b[1] / (1 + (now_us - w[0][0]) / (factor * b[4] + floor_us)), w[0][0], w[0][1], b)
+            for b, w in self.board.waiting[budget].items()
+        ]
         heapq.heapify(queue)
         return queue
 
@@ -157,8 +172,11 @@ class _Pass:
         failed = self.failed.get((entry.budget, entry.kind, entry.priority))
         if not failed:
             return False
-        smallest, work = entry.group.smallest_units, entry.remaining_us * entry.units
-        return any(units <= smallest and least <= work for units, least in failed.items())
+        smallest, work = entry.group.minimum_units or entry.units, entry.remaining_us * entry.units
+        for units, least in failed.items():  # noqa: SIM110 - any() is slower, and this runs for every waiting group
+            if units <= smallest and least <= work:
+                return True
+        return False
 
     def _try(self, entry: Entry) -> _Blocked | None:
         board = self.board
@@ -248,8 +266,9 @@ class _Pass:
             return _Blocked(entry, self._explain(entry).reason, until_us=leaves_by_us)
         for victim in eviction.victims:
             board.stop(victim, now_us=now_us, evicted_by=entry.group.group_id)
-            self.shares.clear()
             self.evicted.append(victim)
+        self.shares.clear()
+        self.has_evicted = True
         self._start(entry, eviction.placement, units=units)
         return None
 
@@ -318,6 +337,8 @@ class _Pass:
     def _grow(self) -> None:
         """Give free units to elastic groups where nobody waits for that kind."""
         board = self.board
+        if not board.elastic:
+            return
         wanted = {bucket[3] for buckets in board.waiting.values() for bucket in buckets}
         for kind, running in board.running.items():
             if kind in wanted:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 import sqlalchemy as sa
@@ -53,7 +53,7 @@ class LeaseRow:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values."""
-        return {**asdict(self), "scopes": [list(scope) for scope in self.scopes]}
+        return {**vars(self), "scopes": [list(scope) for scope in self.scopes]}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> LeaseRow:
@@ -122,40 +122,99 @@ def request_digest(operation: str, request: object) -> str:
     return hashlib.sha256(f"{operation}:{request!r}".encode()).hexdigest()
 
 
+_FIND_OPERATION = sa.select(lease_operations.c.digest, lease_operations.c.result).where(
+    lease_operations.c.key == sa.bindparam("p_key")
+)
+_FIND_OPERATIONS = sa.select(lease_operations.c.key, lease_operations.c.digest, lease_operations.c.result).where(
+    lease_operations.c.key.in_(sa.bindparam("p_keys", expanding=True))
+)
+_FIND_LEASE = sa.select(leases).where(leases.c.lease_id == sa.bindparam("p_lease_id"))
+_FIND_LEASES = sa.select(leases).where(leases.c.lease_id.in_(sa.bindparam("p_lease_ids", expanding=True)))
+_SUM_LIVE = (
+    sa.select(leases.c.budget, sa.func.sum(leases.c.milli))
+    .where(leases.c.is_live, leases.c.kind == sa.bindparam("p_kind"))
+    .group_by(leases.c.budget)
+)
+_MUTABLE = (
+    "is_live", "segment_started_us", "window_ends_us", "expires_us", "reserved_micro_usd", "charged_micro_usd",
+    "paid_micro_usd", "refunded_micro_usd", "scopes", "ended_us", "cause",
+)  # fmt: skip
+_UPDATE = (
+    leases.update()
+    .where(leases.c.lease_id == sa.bindparam("p_lease_id"))
+    .values({name: sa.bindparam(f"p_{name}") for name in _MUTABLE})
+)
+_INSERT, _INSERT_OPERATION = leases.insert(), lease_operations.insert()
+_SLICE = 500
+"""Keys per query: databases bound the number of parameters."""
+
+
 def find_operation(connection: sa.Connection, key: str) -> Operation | None:
     """What was done under a key before."""
-    query = sa.select(lease_operations.c.digest, lease_operations.c.result).where(lease_operations.c.key == key)
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_FIND_OPERATION, {"p_key": key}).one_or_none()
     return Operation(row.digest, json.loads(row.result)) if row else None
+
+
+def find_operations(connection: sa.Connection, keys: Sequence[str]) -> dict[str, Operation]:
+    """As `find_operation`, for many."""
+    found: dict[str, Operation] = {}
+    for first in range(0, len(keys), _SLICE):
+        for row in connection.execute(_FIND_OPERATIONS, {"p_keys": keys[first : first + _SLICE]}):
+            found[row.key] = Operation(row.digest, json.loads(row.result))
+    return found
 
 
 def record(connection: sa.Connection, *, key: str, operation: str, digest: str, result: Lease | Settlement) -> None:
     """Remember the answer under its key."""
+    record_many(connection, [(key, operation, digest, result)])
+
+
+def record_many(connection: sa.Connection, done: Sequence[tuple[str, str, str, Lease | Settlement]]) -> None:
+    """As `record` for several: key, operation, digest and answer."""
     connection.execute(
-        lease_operations.insert(),
-        {
-            "key": key, "operation": operation, "digest": digest, "lease_id": result.lease_id,
-            "result": json.dumps(asdict(result), sort_keys=True),
-        },
+        _INSERT_OPERATION,
+        [
+            {"key": key, "operation": operation, "digest": digest, "lease_id": result.lease_id,
+             "result": json.dumps(_result_json(result))}
+            for key, operation, digest, result in done
+        ],
     )  # fmt: skip
 
 
-def insert(connection: sa.Connection, row: LeaseRow) -> None:
-    """A new row."""
-    connection.execute(leases.insert(), _to_columns(row))
+def _result_json(result: Lease | Settlement) -> dict[str, Any]:
+    content = dict(vars(result))
+    if isinstance(result, Lease):
+        content["accelerators"] = dict(vars(result.accelerators))
+    return content
 
 
-def update(connection: sa.Connection, row: LeaseRow) -> None:
-    """Replace the row of the same lease."""
-    columns = _to_columns(row)
-    lease_id = columns.pop("lease_id")
-    connection.execute(leases.update().where(leases.c.lease_id == lease_id), columns)
+def insert(connection: sa.Connection, *rows: LeaseRow) -> None:
+    """New rows."""
+    connection.execute(_INSERT, [_to_columns(row) for row in rows])
+
+
+def update(connection: sa.Connection, *rows: LeaseRow) -> None:
+    """Write what changes in the life of a lease."""
+    parameters = []
+    for row in rows:
+        columns = _to_columns(row)
+        parameters.append({f"p_{name}": columns[name] for name in ("lease_id", *_MUTABLE)})
+    connection.execute(_UPDATE, parameters)
 
 
 def find(connection: sa.Connection, lease_id: str) -> LeaseRow | None:
     """One row."""
-    row = connection.execute(sa.select(leases).where(leases.c.lease_id == lease_id)).one_or_none()
+    row = connection.execute(_FIND_LEASE, {"p_lease_id": lease_id}).one_or_none()
     return _from_row(row) if row else None
+
+
+def find_many(connection: sa.Connection, lease_ids: Sequence[str]) -> dict[str, LeaseRow]:
+    """Rows by id."""
+    found: dict[str, LeaseRow] = {}
+    for first in range(0, len(lease_ids), _SLICE):
+        for row in connection.execute(_FIND_LEASES, {"p_lease_ids": lease_ids[first : first + _SLICE]}):
+            found[row.lease_id] = _from_row(row)
+    return found
 
 
 def list_live(connection: sa.Connection, *, expired_at_us: int | None = None) -> tuple[LeaseRow, ...]:
@@ -168,12 +227,7 @@ def list_live(connection: sa.Connection, *, expired_at_us: int | None = None) ->
 
 def sum_live(connection: sa.Connection, kind: str) -> tuple[tuple[str, int], ...]:
     """Thousandths of a kind in live leases, per budget."""
-    query = (
-        sa.select(leases.c.budget, sa.func.sum(leases.c.milli))
-        .where(leases.c.is_live, leases.c.kind == kind)
-        .group_by(leases.c.budget)
-    )
-    return tuple((budget, int(units)) for budget, units in connection.execute(query))
+    return tuple((budget, int(units)) for budget, units in connection.execute(_SUM_LIVE, {"p_kind": kind}))
 
 
 _FIELDS = tuple(field.name for field in fields(LeaseRow))

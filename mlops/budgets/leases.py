@@ -25,22 +25,32 @@ from mlops.budgets.accounts import (
     set_overdraft,
     warn_crossed,
 )
-from mlops.budgets.claims import check_spender
 from mlops.budgets.configuration import load_applied
+from mlops.budgets.lease_batch import LeaseBatch
 from mlops.budgets.lease_rows import LeaseRow, request_digest
+from mlops.budgets.lease_rules import (
+    LONGEST_PREPAID_US,
+    check_holder,
+    check_live,
+    check_policy,
+    check_renewal,
+    check_request,
+    close_row,
+    find_overdrafts,
+    find_stopped,
+    make_row,
+    refuse_reused,
+)
 from mlops.budgets.lease_types import Lease, LeaseRequest, Purpose, Settlement, SpendLimit
 from mlops.budgets.money import cost_of, price_per_hour
 from mlops.budgets.quota import QuotaBoard
 from mlops.budgets.tree import BudgetTree
-from mlops.clock import DAY_US, SECOND_US, Clock
+from mlops.clock import SECOND_US, Clock
 from mlops.errors import Reason, Refusal
 from mlops.ids import Ids
 from mlops.ledger.connection import Ledger, Transaction
-from mlops.units import render_money
 
 __all__ = ["Lease", "LeaseBook", "LeaseRequest", "Purpose", "Settlement", "SpendLimit"]
-
-LONGEST_PREPAID_US = 31 * DAY_US
 
 
 class LeaseBook:
@@ -65,9 +75,9 @@ class LeaseBook:
         digest = request_digest("reserve", request)
         earlier = lease_rows.find_operation(transaction.connection, request.key)
         if earlier is not None:
-            return earlier.to_lease() if earlier.digest == digest else _refuse_reused(request.key)
+            return earlier.to_lease() if earlier.digest == digest else refuse_reused(request.key)
         tree = load_applied(transaction.connection)
-        grounds = _check_request(request, tree, now_us=transaction.now_us)
+        grounds = check_request(request, tree, now_us=transaction.now_us)
         if grounds:
             return Refusal(grounds)
         rate = tree.rates.find_price(request.accelerators.kind, at_us=transaction.now_us) or 0
@@ -76,13 +86,13 @@ class LeaseBook:
         scopes = list_scopes(tree.path(request.budget), request.limits, now_us=transaction.now_us)
         loaded = load_accounts(transaction.connection, scopes)
         grounds = (
-            *_check_policy(loaded, request.purpose),
+            *check_policy(loaded, request.purpose),
             *_check_quota(transaction.connection, tree, request, loaded),
             *find_shortages(loaded, amount=cost),
         )
         if grounds:
             return Refusal(grounds)
-        row = _make_row(
+        row = make_row(
             request, self._ids.new("lease"), now_us=transaction.now_us, price=price, cost=cost, scopes=loaded
         )
         return self._grant(transaction, row, loaded, key=request.key, digest=digest)
@@ -100,20 +110,20 @@ class LeaseBook:
         return lease
 
     def reserve_many_in(self, transaction: Transaction, requests: Sequence[LeaseRequest]) -> list[Lease | Refusal]:
-        """As `reserve_in` for each, one after another."""
-        return [self.reserve_in(transaction, request) for request in requests]
+        """As `reserve_in` for each in turn, with a handful of statements for all."""
+        batch = LeaseBatch(transaction, self._ids)
+        answers = batch.reserve(requests)
+        batch.flush()
+        return answers
 
     def settle_many_in(
         self, transaction: Transaction, ended: Sequence[tuple[Lease, int]]
     ) -> list[Settlement | Refusal]:
-        """As `settle_in` for each lease with its end, one after another; the key follows from the lease."""
-        return [
-            self.settle_in(
-                transaction, lease.lease_id, fencing_token=lease.fencing_token, ended_us=ended_us,
-                key=f"settle:{lease.lease_id}",
-            )
-            for lease, ended_us in ended
-        ]  # fmt: skip
+        """As `settle_in` for each lease with its end; the key is `settle:<lease>`."""
+        batch = LeaseBatch(transaction, self._ids)
+        answers = batch.settle(ended)
+        batch.flush()
+        return answers
 
     def renew(self, lease_id: str, *, fencing_token: int, window_seconds: float, key: str) -> Lease | Refusal:
         """Charge what was used so far and pay for another window, grace and checkpoint time from now.
@@ -124,9 +134,9 @@ class LeaseBook:
         with self._ledger.write() as transaction:
             earlier = lease_rows.find_operation(transaction.connection, key)
             if earlier is not None:
-                return earlier.to_lease() if earlier.digest == digest else _refuse_reused(key)
+                return earlier.to_lease() if earlier.digest == digest else refuse_reused(key)
             row = lease_rows.find(transaction.connection, lease_id)
-            grounds = _check_live(row, lease_id, fencing_token=fencing_token, now_us=transaction.now_us)
+            grounds = check_live(row, lease_id, fencing_token=fencing_token, now_us=transaction.now_us)
             window_us = round(window_seconds * SECOND_US)
             if not 0 < window_us <= LONGEST_PREPAID_US:
                 grounds = (*grounds, Reason("bad-request", f"a window of {window_seconds:g} s cannot be granted"))
@@ -155,10 +165,10 @@ class LeaseBook:
             else account
             for account in loaded
         )
-        grounds = (*_check_renewal(settled, row), *find_shortages(settled, amount=cost))
-        overdrafts = _find_overdrafts(tree, row, settled, cost=cost)
+        grounds = (*check_renewal(settled, row), *find_shortages(settled, amount=cost))
+        overdrafts = find_overdrafts(tree, row, settled, cost=cost)
         if grounds and not overdrafts:
-            warn_crossed(transaction, loaded, added=0, stopped=_find_stopped(settled, cost=cost))
+            warn_crossed(transaction, loaded, added=0, stopped=find_stopped(settled, cost=cost))
             return Refusal(grounds)
         return self._extend(
             transaction, row, settled, charge=charge, cost=cost, window_us=window_us, overdrafts=overdrafts,
@@ -222,9 +232,9 @@ class LeaseBook:
         digest = request_digest("settle", (lease_id, fencing_token, ended_us))
         earlier = lease_rows.find_operation(transaction.connection, key)
         if earlier is not None:
-            return earlier.to_settlement() if earlier.digest == digest else _refuse_reused(key)
+            return earlier.to_settlement() if earlier.digest == digest else refuse_reused(key)
         row = lease_rows.find(transaction.connection, lease_id)
-        grounds = _check_holder(row, lease_id, fencing_token=fencing_token)
+        grounds = check_holder(row, lease_id, fencing_token=fencing_token)
         if row is None or grounds:
             return Refusal(grounds)
         if not row.is_live:
@@ -258,18 +268,7 @@ class LeaseBook:
 
 
 def _close(transaction: Transaction, row: LeaseRow, *, ended_us: int, cause: str, key: str, digest: str) -> Settlement:
-    charge = cost_of(row.price_micro_usd_per_hour, duration_us=ended_us - row.segment_started_us)
-    charge = min(charge, row.reserved_micro_usd)
-    refund = row.reserved_micro_usd - charge
-    closed = replace(
-        row,
-        is_live=False,
-        reserved_micro_usd=0,
-        charged_micro_usd=row.charged_micro_usd + charge,
-        refunded_micro_usd=row.refunded_micro_usd + refund,
-        ended_us=max(ended_us, row.started_us),
-        cause=cause,
-    )
+    closed, charge, refund = close_row(row, ended_us=ended_us, cause=cause)
     body = {"key": key, "digest": digest, "charge": charge, "refund": refund, "lease": closed.to_json()}
     transaction.append(f"lease.{cause}", row.lease_id, body)
     post(transaction, row.list_accounts(), charged=charge, reserved=-row.reserved_micro_usd)
@@ -279,133 +278,22 @@ def _close(transaction: Transaction, row: LeaseRow, *, ended_us: int, cause: str
     return settlement
 
 
-def _make_row(
-    request: LeaseRequest, lease_id: str, *, now_us: int, price: int, cost: int, scopes: Sequence[Account]
-) -> LeaseRow:
-    window_us = round(request.window_seconds * SECOND_US)
-    return LeaseRow(
-        lease_id=lease_id,
-        fencing_token=0,
-        budget=request.budget,
-        kind=request.accelerators.kind,
-        milli=request.milli,
-        holder=request.holder,
-        sweep_id=request.sweep_id,
-        group_id=request.group_id,
-        purpose=request.purpose,
-        is_live=True,
-        started_us=now_us,
-        segment_started_us=now_us,
-        window_ends_us=now_us + window_us,
-        expires_us=now_us + request.prepaid_us,
-        tail_us=request.prepaid_us - window_us,
-        price_micro_usd_per_hour=price,
-        reserved_micro_usd=cost,
-        charged_micro_usd=0,
-        paid_micro_usd=cost,
-        refunded_micro_usd=0,
-        scopes=tuple((account.scope, account.period_start_us, account.cap_micro_usd) for account in scopes),
-        ended_us=None,
-        cause="",
-    )
-
-
-def _check_request(request: LeaseRequest, tree: BudgetTree, *, now_us: int) -> tuple[Reason, ...]:
-    found: list[Reason] = []
-    path = tree.path(request.budget)
-    if not path:
-        known = ", ".join(tree.by_name) or "none"
-        found.append(Reason("unknown-budget", f"there is no budget {request.budget!r}; known: {known}"))
-    elif tree.rates.find_price(request.accelerators.kind, at_us=now_us) is None:
-        known = ", ".join(sorted(tree.rates.kinds))
-        found.append(Reason("unknown-accelerator", f"{request.accelerators.kind} has no price now; priced: {known}"))
-    times = (request.window_seconds, request.grace_seconds, request.checkpoint_seconds)
-    if not (all(0 <= each < float("inf") for each in times) and 0 < request.prepaid_us <= LONGEST_PREPAID_US):
-        found.append(Reason("bad-request", f"window, grace and checkpoint of {times} s cannot be granted"))
-    if not 0 < request.milli < 1_000_000_000:
-        found.append(Reason("bad-request", f"{request.accelerators} cannot be granted"))
-    if any(limit.scope.startswith("budget:") or limit.cap_micro_usd < 0 for limit in request.limits):
-        found.append(Reason("bad-request", "a limit is `sweep:<id>` or `trial:<id>` with an amount of at least 0"))
-    return (*found, *check_spender(path, person=request.spender, claim=request.claim, now_us=now_us))
-
-
-def _check_policy(loaded: Sequence[Account], purpose: Purpose) -> tuple[Reason, ...]:
-    stopped = {"no-new-trials", "checkpoint-and-stop"}
-    return tuple(
-        Reason("budget-policy", f"{account.scope} starts no new {purpose} work: {_render_committed(account)}")
-        for account in loaded
-        if stopped & account.find_actions()
-    )
-
-
-def _check_renewal(settled: Sequence[Account], row: LeaseRow) -> tuple[Reason, ...]:
-    if row.purpose == "serving":
-        return ()
-    return tuple(
-        Reason("budget-policy", f"{account.scope} checkpoints and stops running work: {_render_committed(account)}")
-        for account in settled
-        if "checkpoint-and-stop" in account.find_actions()
-    )
-
-
-def _find_stopped(settled: Sequence[Account], *, cost: int) -> frozenset[str]:
-    return frozenset(
-        account.scope
-        for account in settled
-        if find_shortages([account], amount=cost) or "checkpoint-and-stop" in account.find_actions()
-    )
-
-
-def _render_committed(account: Account) -> str:
-    return f"{render_money(account.committed_micro_usd)} of {render_money(account.cap_micro_usd or 0)} are committed"
-
-
 def _check_quota(
     connection: sa.Connection, tree: BudgetTree, request: LeaseRequest, loaded: Sequence[Account]
 ) -> tuple[Reason, ...]:
     kind = request.accelerators.kind
     if not any(kind in node.quotas for node in tree.nodes):
         return ()
-    board = QuotaBoard(tree)
-    for budget, units in lease_rows.sum_live(connection, kind):
-        if budget in tree.by_name:
-            board.use(budget, kind, units)
+    board = load_quota_use(connection, tree, kind)
     may_borrow = not any("stop-borrowing" in account.find_actions() for account in loaded)
     limit = board.find_limit(request.budget, kind, request.milli, may_borrow=may_borrow)
     return (Reason("quota-exceeded", limit.render_text()),) if limit else ()
 
 
-def _find_overdrafts(tree: BudgetTree, row: LeaseRow, settled: Sequence[Account], *, cost: int) -> dict[str, int]:
-    """Overdraft per scope with which running replicas go on, unless a policy on their way up says stop."""
-    path = tree.path(row.budget)
-    if row.purpose != "serving" or any(node.serving == "stop" for node in path):
-        return {}
-    return {
-        account.scope: account.overdraft_micro_usd + cost - left
-        for account in settled
-        if (left := account.left_micro_usd) is not None and cost > left
-    }
-
-
-def _check_holder(row: LeaseRow | None, lease_id: str, *, fencing_token: int) -> tuple[Reason, ...]:
-    if row is None:
-        return (Reason("unknown-lease", f"there is no lease {lease_id}"),)
-    if row.fencing_token != fencing_token:
-        text = f"{lease_id} has fencing token {row.fencing_token}, not {fencing_token}: another holder has taken over"
-        return (Reason("fenced", text),)
-    return ()
-
-
-def _check_live(row: LeaseRow | None, lease_id: str, *, fencing_token: int, now_us: int) -> tuple[Reason, ...]:
-    grounds = _check_holder(row, lease_id, fencing_token=fencing_token)
-    if row is None or grounds:
-        return grounds
-    if not row.is_live:
-        return (Reason("lease-ended", f"{lease_id} has ended ({row.cause}); reserve a new one"),)
-    if now_us >= row.expires_us:
-        return (Reason("lease-expired", f"{lease_id} was paid until it expired; reserve a new one"),)
-    return ()
-
-
-def _refuse_reused(key: str) -> Refusal:
-    return Refusal((Reason("key-reused", f"the idempotency key {key} stands for another request"),))
+def load_quota_use(connection: sa.Connection, tree: BudgetTree, kind: str) -> QuotaBoard:
+    """Units of a kind in live leases, on a board of their own."""
+    board = QuotaBoard.of(tree).copy()
+    for budget, units in lease_rows.sum_live(connection, kind):
+        if budget in tree.by_name:
+            board.use(budget, kind, units)
+    return board

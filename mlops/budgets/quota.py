@@ -10,7 +10,9 @@ Leaves to others: money (`accounts`), who goes first (`decide`), nodes of the cl
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
+from typing import cast
 
 from mlops.budgets.tree import BudgetNode, BudgetTree, Quota
 
@@ -66,6 +68,21 @@ class QuotaBoard:
                 parent = self._paths[name][-2] if len(self._paths[name]) > 1 else None
                 if parent is not None:
                     self._pool[parent, kind] += max(self._pool[name, kind], self._kept(name, kind))
+
+    @classmethod
+    def of(cls, tree: BudgetTree) -> QuotaBoard:
+        """The empty board of a tree, made once per tree; `copy` it before use."""
+        kept = vars(tree).get("_empty_board")
+        if kept is None:
+            kept = cls(tree)
+            vars(tree)["_empty_board"] = kept
+        return cast(QuotaBoard, kept)
+
+    def copy(self) -> QuotaBoard:
+        """Another board of the same tree with the same use."""
+        twin = copy(self)
+        twin.used, twin._pool = dict(self.used), dict(self._pool)
+        return twin
 
     def _fill_quotas(self, tree: BudgetTree, node: BudgetNode, kind: str) -> int:
         below = sum(self._fill_quotas(tree, child, kind) for child in tree.children.get(node.name, ()))

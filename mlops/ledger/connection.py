@@ -8,7 +8,7 @@ Times in the ledger never go back: a transaction's time is at least that of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +62,11 @@ class Transaction:
         )
         self._heads[:] = [head]
         return head.number
+
+    def append_many(self, entries: Sequence[tuple[str, str, dict[str, Any]]]) -> None:
+        """Append several events (kind, subject, body) at once, in order."""
+        head = sql_events.append_many(self.connection, self._find_head(), at_us=self.now_us, entries=entries)
+        self._heads[:] = [head]
 
 
 class Ledger:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ events = sa.Table(
 )
 GENESIS = "0" * 64
 _SELECT_HEAD = sa.select(events.c.number, events.c.at_us, events.c.sha256).order_by(events.c.number.desc()).limit(1)
+_INSERT = events.insert()
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,25 @@ def find_head(connection: sa.Connection) -> Head:
 
 def append(connection: sa.Connection, head: Head, *, at_us: int, kind: str, subject: str, body: dict[str, Any]) -> Head:
     """Append one event after `head`, the chain's last; call it inside a write transaction only."""
-    number = head.number + 1
-    text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    digest = chain_digest(head.sha256, number=number, at_us=at_us, kind=kind, subject=subject, body=text)
-    connection.execute(
-        events.insert(),
-        {"number": number, "at_us": at_us, "kind": kind, "subject": subject, "body": text, "sha256": digest},
-    )
-    return Head(number, at_us, digest)
+    return append_many(connection, head, at_us=at_us, entries=[(kind, subject, body)])
+
+
+def append_many(
+    connection: sa.Connection, head: Head, *, at_us: int, entries: Sequence[tuple[str, str, dict[str, Any]]]
+) -> Head:
+    """Append events (kind, subject, body) after `head`, in order; returns the new last."""
+    rows = []
+    for kind, subject, body in entries:
+        number = head.number + 1
+        text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        digest = chain_digest(head.sha256, number=number, at_us=at_us, kind=kind, subject=subject, body=text)
+        rows.append(
+            {"number": number, "at_us": at_us, "kind": kind, "subject": subject, "body": text, "sha256": digest}
+        )
+        head = Head(number, at_us, digest)
+    if rows:
+        connection.execute(_INSERT, rows)
+    return head
 
 
 def load_events(
