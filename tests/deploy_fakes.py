@@ -157,9 +157,8 @@ class World:
         return git(self.root, "rev-parse", "HEAD")
 
     def reconciler(self, **changes: Any) -> Reconciler:
-        return Reconciler(
-            **{"site": self.site, "rules": self.rules, "runtime": self.runtime, "golden": golden, **changes}
-        )
+        content = {"site": self.site, "rules": self.rules, "runtime": self.runtime, "golden": golden}
+        return Reconciler(**{**content, "patience_seconds": 0.0, **changes})
 
     def with_rules(self, **changes: Any) -> World:
         return replace(self, rules=self.rules.model_copy(update=changes))

@@ -86,10 +86,10 @@ def wait_ready(path: Path, *, timeout_seconds: float, is_alive: Callable[[], boo
         if is_ready(path):
             return None
         if not is_alive():
-            return "it died while starting"
+            return "died while starting"
         time.sleep(pause)
         pause = min(pause * 1.5, 0.25)
-    return f"it was not ready within {timeout_seconds:g} s"
+    return f"was not ready within {timeout_seconds:g} s"
 
 
 def find_wrong_answer(path: Path, cases: Sequence[GoldenCase]) -> str | None:
@@ -98,12 +98,14 @@ def find_wrong_answer(path: Path, cases: Sequence[GoldenCase]) -> str | None:
         try:
             status, body = ask(path, "POST", case.path, body=case.body)
         except (OSError, http.client.HTTPException) as error:
-            return f"golden request {number} got no answer: {error!r}"
+            return f"failed its check: golden request {number} got no answer: {error!r}"
         if status != 200:
-            return f"golden request {number} got status {status}: {body[:200].decode(errors='replace')}"
+            return (
+                f"failed its check: golden request {number} got status {status}: {body[:200].decode(errors='replace')}"
+            )
         difference = _find_difference(body, case.outputs)
         if difference is not None:
-            return f"golden request {number}: {difference}"
+            return f"failed its check: golden request {number}: {difference}"
     return None
 
 

@@ -89,7 +89,7 @@ def _render_plain(release: ReleaseSet, environment: str, rules: EnvironmentSpec,
                 "replicas": max(1, round(_REPLICAS * version.share / 100)),
                 "selector": {"matchLabels": selector},
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-                "template": {"metadata": {"labels": labels}, "spec": _pod(release, version, rules, registry)},
+                "template": {"metadata": {"labels": {**labels}}, "spec": _pod(release, version, rules, registry)},
             },
         }
     yield {
@@ -165,7 +165,7 @@ def _pod(release: ReleaseSet, version: ServedVersion, rules: EnvironmentSpec, re
                 "ports": [{"containerPort": _PORT, "protocol": "TCP"}],
                 "readinessProbe": _probe("/v2/health/ready", rules),
                 "livenessProbe": _probe("/v2/health/live", rules),
-                "resources": {"requests": limits, "limits": limits},
+                "resources": {"requests": {**limits}, "limits": {**limits}},
                 "securityContext": {
                     "allowPrivilegeEscalation": False,
                     "readOnlyRootFilesystem": True,

@@ -56,6 +56,7 @@ class ProductRound:
         golden: GoldenSource,
         say: Callable[[str], None],
         hook: Hook,
+        patience_seconds: float,
     ) -> None:
         self._site = site
         self._rules = rules
@@ -65,6 +66,7 @@ class ProductRound:
         self._golden = golden
         self._say = say
         self._hook = hook
+        self._patience_seconds = patience_seconds
         self._done: list[str] = []
         self._unstartable: set[str] = set()
         self._was_proxy_started = False
@@ -263,7 +265,7 @@ class ProductRound:
         return None
 
     def _withdraw(self, failure: Failure) -> ProductOutcome:
-        self._tell(f"version {failure.version.number} is unfit: {failure.why}")
+        self._tell(f"unfit: {failure.why}")
         withdrawn = withdraw_version(self._site, self._rules, self._release.product, failure, hook=self._hook)
         self._tell(withdrawn)
         state = load_desired_state(self._site, self._rules.name)
@@ -272,6 +274,8 @@ class ProductRound:
 
     def _finish_interrupted_rollback(self) -> ProductOutcome | None:
         """A rollback that was killed after it moved traffic is carried through; a finished one frees the switch."""
+        while (age := traffic_switch.hold_age_seconds(self._table.folder)) is not None and age < self._patience_seconds:
+            self._site.clock.sleep(0.1)  # whoever moved the traffic is about to write it down
         held = traffic_switch.read_hold(self._table.folder)
         if held is None:
             return None

@@ -132,7 +132,7 @@ def examine_promotion(
     told = f"{len(counted)} of {needed} approvals needed: {names}" if needed else "no approval is needed here"
     items.append(_item("approvals", len(counted) >= needed, told))
     is_short = len(counted) < needed
-    items += [ChecklistItem(code, text, not is_short) for code, text in ignored]
+    items += [ChecklistItem(code, text if is_short else f"not counted: {text}", not is_short) for code, text in ignored]
     items += _judge_consumers(facts.consumers)
     items += [_judge_change(change, frozenset(counted), needed=needed) for change in facts.changes]
     return Checklist(tuple(items), tuple(sorted(counted)), tuple(sorted(counted.values())))

@@ -56,6 +56,8 @@ class Reconciler:
     golden: GoldenSource
     say: Callable[[str], None] = lambda line: None
     hook: Hook = ignore_step
+    patience_seconds: float = 5.0
+    """How long a rollback may take from moving traffic to its decision before it counts as interrupted."""
     tables: dict[str, SlotTable] = field(default_factory=dict)
     """Kept between rounds of `--watch`: counts of failed checks."""
 
@@ -85,6 +87,7 @@ class Reconciler:
                         golden=self.golden,
                         say=self.say,
                         hook=self.hook,
+                        patience_seconds=self.patience_seconds,
                     ).converge()
                     for release in state.products
                 ]

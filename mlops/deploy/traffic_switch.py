@@ -110,6 +110,14 @@ def read_hold(folder: Path) -> str | None:
     return str(hold["image"]) if hold else None
 
 
+def hold_age_seconds(folder: Path) -> float | None:
+    """How long ago a rollback moved traffic that is not yet the desired state; None when there is none."""
+    try:
+        return max(0.0, time.time() - (folder / HOLD).stat().st_mtime)
+    except OSError:
+        return None
+
+
 def release_hold(folder: Path) -> None:
     """The desired state has caught up."""
     (folder / HOLD).unlink(missing_ok=True)

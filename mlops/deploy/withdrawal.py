@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mlops.deploy import sql_deployments, traffic_switch
 from mlops.deploy.admission import ROLLBACK_STEP, admit
-from mlops.deploy.desired_state import ReleaseSet
+from mlops.deploy.desired_state import ReleaseSet, ServedVersion
 from mlops.deploy.environment import EnvironmentSpec
 from mlops.deploy.going_back import decide_return, decide_rollback
 from mlops.deploy.reconcile_plan import Failure
@@ -44,7 +44,7 @@ def withdraw_version(
     if isinstance(written, Refusal):
         return written.render_text()
     traffic_switch.release_hold(site.product_folder(rules.name, product))
-    return f"went back to version {target.versions[0].number} ({written.commit_hash or ''})"
+    return f"went back to {_name(target.versions[0])}, commit {(written.commit_hash or '')[:12]}"
 
 
 def roll_back(
@@ -139,9 +139,14 @@ def write_return(
         inputs={"image": version.image, "left": release.versions[0].image},
         facts={"number": version.number, "cause": cause, "why": why},
         cause=cause,
-        why=f"From version {release.versions[0].number} to {version.number} of {release.product}: {why}",
+        why=f"From {_name(release.versions[0])} to {_name(version)} of {release.product}: {why}",
         hook=hook,
     )
+
+
+def _name(version: ServedVersion) -> str:
+    """A version as people tell it apart: two images may serve one model version."""
+    return f"version {version.number} ({version.image[7:19]})"
 
 
 def switch_if_warm(site: Site, environment: str, product: str, *, image: str) -> bool:

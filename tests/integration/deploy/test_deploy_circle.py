@@ -9,6 +9,7 @@ import time
 import pytest
 
 from mlops.deploy import sql_deployments, traffic_switch
+from mlops.deploy.first_move import move_traffic
 from mlops.deploy.promoting import promote
 from mlops.deploy.state_keeper import load_desired_state
 from mlops.deploy.withdrawal import roll_back
@@ -119,3 +120,86 @@ def test_a_rollback_moves_traffic_first_and_then_git(world):
     assert last_bad - started < 1e9
     assert load.answers[-1][1] == 1
     assert load_desired_state(world.site, "production").find_product("income").versions[0].number == 1
+
+
+def test_a_rollback_beside_a_watching_reconciler_stays_back(world, monkeypatch):
+    """The command's first move, as typed, while a reconciler still works on the former state."""
+    world.release(1)
+    world.release(2)
+    serve(world, 1)
+    serve(world, 2)
+    monkeypatch.chdir(world.root / "deploy")
+    ending = threading.Event()
+    seen = []
+    watcher = threading.Thread(
+        target=lambda: seen.extend(world.reconciler(patience_seconds=5.0).watch(is_ending=ending.is_set))
+    )
+    watcher.start()
+    try:
+        with Load(world.rules.traffic.ports["income"]) as load:
+            load.wait()
+            moved = move_traffic(["rollback", "production", "--reason", "x"])
+            image, _, switched = moved.partition(",")
+            load.wait(0.5)  # the watcher has the time to move it back, if it would
+            target = roll_back(world.site, world.rules, "income", leave=image, why="by hand")
+            load.wait(0.5)
+    finally:
+        ending.set()
+        watcher.join()
+    assert not isinstance(target, Refusal), target.render_text()
+    assert target.versions[0].number == 1
+    assert load.failures == []
+    late = [number for at, number in load.answers if at > int(switched) + 300_000_000]
+    assert late
+    assert set(late) == {1}
+    assert load_desired_state(world.site, "production").find_product("income").versions[0].number == 1
+    assert [(row.cause, row.why) for row in barred(world)] == [("rollback", "by hand")]
+
+
+def barred(world):
+    with world.site.ledger.read() as connection:
+        return list(sql_deployments.load_barred(connection, "production").values())
+
+
+CALLS = {
+    "as simple as can be": (["rollback", "production"], True),
+    "with a reason and JSON": (["rollback", "production", "--reason", "x y", "--json"], True),
+    "with the product": (["rollback", "production", "--product", "income"], True),
+    "another command": (["promote", "production"], False),
+    "a dry run": (["rollback", "production", "--dry-run"], False),
+    "to a version": (["rollback", "production", "--to", "1"], False),
+    "help": (["rollback", "--help"], False),
+    "an unknown environment": (["rollback", "staging"], False),
+    "an unknown product": (["rollback", "production", "--product", "digits"], False),
+    "a path as environment": (["rollback", "../production"], False),
+    "a path as product": (["rollback", "production", "--product", "../production/income"], False),
+}
+
+
+def test_the_first_move_acts_on_the_simple_call_only(world, monkeypatch):
+    world.release(1)
+    world.release(2)
+    serve(world, 1)
+    serve(world, 2)
+    monkeypatch.chdir(world.root)
+    table = world.reconciler().table_of("income")
+    before = {slot: traffic.weight for slot, traffic in table.proxy.load_traffic().items()}
+    for case, (arguments, acts) in CALLS.items():
+        assert (move_traffic(arguments) is not None) == acts, case
+        assert (traffic_switch.read_hold(table.folder) is not None) == acts, case
+        traffic_switch.release_hold(table.folder)
+        traffic_switch.set_weights(table.folder, before)
+
+
+def test_two_versions_serve_side_by_side_with_their_shares(world):
+    world.release(1)
+    world.release(2)
+    serve(world, 1)
+    result = promote(world.site, world.rules, "income@2", share=25)
+    assert not isinstance(result, Refusal)
+    assert not world.reconciler().run_once().reasons
+    with Load(world.rules.traffic.ports["income"]) as load:
+        load.wait(1)
+    share = sum(number == 2 for _, number in load.answers) / len(load.answers)
+    assert 0.15 < share < 0.35
+    assert load.failures == []
