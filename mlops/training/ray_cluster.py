@@ -15,6 +15,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ from mlops.files import write_atomically
 from mlops.places import Places
 
 START_SECONDS = 180.0
+REACH_SECONDS = 10.0
 SHORT_PATH = 20
 """Sockets of Ray need a temporary folder with a path shorter than this."""
 
@@ -65,6 +67,8 @@ def connected(places: Places, *, cpus: int | None = None) -> Iterator[float]:
             _set_environment(places)
             stack.enter_context(_using(places))
             address = _find_or_start(places, cpus=cpus).address
+        else:
+            _require_listener(address)
         import ray  # heavy, and must see the environment set above
 
         try:
@@ -76,6 +80,20 @@ def connected(places: Places, *, cpus: int | None = None) -> Iterator[float]:
             ) from error
         stack.callback(ray.shutdown)
         yield float(ray.cluster_resources().get("CPU", 0.0))
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself tries for minutes, and fills the screen, when nobody listens at `host:port`."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # `auto`, or a form that Ray knows better
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise EnvironmentFault(
+            f"Ray at {address} cannot be reached: {getattr(error, 'strerror', None) or error}",
+            hint="unset RAY_ADDRESS to use a local Ray, or check the cluster",
+        ) from error
 
 
 def find_local(places: Places) -> LocalRay | None:
