@@ -137,8 +137,8 @@ class ListChannel:
 class FakeLeases:
     """Grants, and remembers; `budget` is how many reservations and renewals it grants."""
 
-    def __init__(self, clock: FakeClock, budget: int = 10**9) -> None:
-        self.clock, self.budget = clock, budget
+    def __init__(self, clock: FakeClock, budget: int = 10**9, *, first: int = 1) -> None:
+        self.clock, self.budget, self.first = clock, budget, first
         self.live: dict[str, Lease] = {}
         self.settled: dict[str, int | None] = {}
         self.requests: list[LeaseRequest] = []
@@ -148,7 +148,7 @@ class FakeLeases:
         if self.budget <= 0:
             return Refusal((Reason("cap-exceeded", "no money left"),))
         self.budget -= 1
-        number = len(self.live) + len(self.settled) + 1
+        number = len(self.live) + len(self.settled) + self.first
         now_us = self.clock.now_us()
         ends_us = now_us + round(request.window_seconds * SECOND_US)
         self.live[f"lease-{number}"] = lease = Lease(
