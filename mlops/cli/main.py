@@ -5,6 +5,7 @@ Command modules are imported when they are called, so that `mlops --help` stays 
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -13,7 +14,7 @@ import traceback
 import click
 
 from mlops import __version__
-from mlops.errors import EXIT_BUG, EXIT_DONE, MlopsError
+from mlops.errors import EXIT_BUG, EXIT_DONE, EnvironmentFault, MlopsError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
@@ -85,7 +86,11 @@ def run() -> None:
     except MlopsError as error:
         render_error(error)
         sys.exit(error.exit_code)
-    except Exception:  # the last net: a bug of ours, said as such
+    except Exception as error:  # the last net: a bug of ours, said as such
+        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:  # also out of a library
+            fault = EnvironmentFault(f"the disk is full: {error}", hint="free space and run the command again")
+            render_error(fault)
+            sys.exit(fault.exit_code)
         traceback.print_exc()
         click.echo("this is a bug in mlops; please report it with the lines above", err=True)
         sys.exit(EXIT_BUG)
