@@ -65,8 +65,8 @@ def is_admissible(board: Board, entry: Entry, victim: Entry, *, units: int, now_
     settings = board.settings
     if victim.status != "running" or victim.group.is_serving:
         return False
-    if now_us - victim.started_us < settings.minimum_run_us:
-        return False
+    if now_us - victim.started_us < max(settings.minimum_run_us, 1):
+        return False  # what was started at this very moment is not stopped again
     if victim.group.group_id in entry.group.evicted_by:
         return False
     if victim.yields_to == entry.group.group_id and now_us >= victim.yields_from_us:

@@ -1,4 +1,4 @@
-"""The rule, whatever happens: random groups, ends, quota changes and drains on a small cluster (invariants 5-9, 11-13, 15)."""
+"""The rule, whatever happens: random groups and ends on a small cluster (invariants 5-9, 11-13 and 15)."""
 
 import os
 import random
@@ -269,4 +269,6 @@ def test_a_tenant_within_nominal_takes_back_what_it_lent_and_no_more():
     (order,) = [action for action in decide(state, 60 * SECOND_US) if isinstance(action, Preempt)]
     assert order.leaves_by_us == 90 * SECOND_US
     text = next(action.reason.text for action in decide(state, 59 * SECOND_US) if isinstance(action, Wait))
-    assert text.startswith("needs 4 gpu; company uses 16 of 16 nominal") and "8 lent to a, reclaim in at most 90 s" in text
+    assert (
+        text.startswith("needs 4 gpu; company uses 16 of 16 nominal") and "8 lent to a, reclaim in at most 90 s" in text
+    )

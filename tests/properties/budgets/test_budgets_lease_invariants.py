@@ -123,9 +123,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def a_message_comes_twice(self, data):
         before = self._accounts()
         answer = data.draw(st.sampled_from(self.done))()
-        if not isinstance(answer, Refusal):
-            assert self._accounts() == before
-        elif answer.reasons[0].code not in {"lease-ended", "lease-expired", "fenced"}:
+        if not isinstance(answer, Refusal) or answer.reasons[0].code not in {"lease-ended", "lease-expired", "fenced"}:
             assert self._accounts() == before
 
     @rule(name=st.sampled_from(sorted(CAPS)), cap=st.integers(0, 4_000_000))
@@ -186,5 +184,5 @@ class LeaseMachine(RuleBasedStateMachine):
 
 TestLeases = LeaseMachine.TestCase
 TestLeases.settings = settings(
-    max_examples=15 * SCALE, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=10 * SCALE, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
