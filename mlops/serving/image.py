@@ -24,8 +24,6 @@ class ImageSpec(Spec):
     """`debian` (packages locked by digest) or `registry/repository@sha256:…`."""
     compression: Literal["zstd", "gzip"] = "zstd"
     """`gzip` for registries that know no zstd; the model layer is then stored without compression."""
-    precision: Literal["float32", "int8"] = "float32"
-    """`int8` serves dynamically quantised weights: a candidate of its own, judged as such."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Added to the image's environment, such as `MAX_BATCH_ROWS`; names, never secrets."""
 

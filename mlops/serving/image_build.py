@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from mlops.errors import ServingError
 from mlops.files import write_atomically
 from mlops.provenance.digest import canonical_json, digest_bytes, digest_code, digest_json, hex_of
 from mlops.serving import layers
+from mlops.serving.base_image import pull_base
 from mlops.serving.content_store import ContentStore
 from mlops.serving.debian_packages import fetch_debian_packages, load_debian_lock
 from mlops.serving.golden import answer_golden, make_golden_requests, render_golden
@@ -43,6 +45,8 @@ _ENVIRONMENT = {
     "PYTHONUTF8": "1",
     "SOCKET": f"/run/mlops/{SOCKET_NAME}",
 }
+_FILLING = tuple(f"mlops.serving.{name}" for name in ("layers", "oci_tar", "debian_packages", "python_wheels"))
+"""The code that decides a layer's bytes."""
 _ENTRYPOINT = ["/usr/bin/python3.11", "-s", "-P", "-m", layers.SERVER_PACKAGE]
 
 
@@ -65,16 +69,11 @@ def build(request: ImageRequest) -> BuiltImage:
     answer_golden(request.candidate_folder / "model.onnx", golden_requests, contract=contract)
     golden = canonical_json(render_golden(golden_requests, contract=contract))
     store = ContentStore(request.downloads)
-    packages = fetch_debian_packages(load_debian_lock(), store=store, cache=request.cache, say=request.say)
+    layout = ImageLayout(request.layout)
+    base = _base_layers(request, layout=layout, store=store)
     wheels = load_wheel_lock()
     fetch_wheels(wheels, store=store, say=request.say)
     plans = (
-        _Plan(
-            name="base",
-            inputs={package.name: package.digest for package in packages.packages},
-            fill=lambda: layers.base_entries(packages.packages, store=store),
-            compression=request.spec.compression,
-        ),
         _Plan(
             name="runtime",
             inputs={wheel.name: wheel.digest for wheel in wheels},
@@ -109,9 +108,32 @@ def build(request: ImageRequest) -> BuiltImage:
             compression="none" if request.spec.compression == "gzip" else "zstd",
         ),
     )
-    layout = ImageLayout(request.layout)
-    built = tuple(_build_layer(plan, layout=layout, request=request) for plan in plans)
-    return _write_image(request, layout=layout, built=built, notes=packages.notes)
+    with ThreadPoolExecutor(max_workers=2) as threads:  # decompressing, hashing and compressing run beside Python
+        making = [threads.submit(_build_layer, plan, layout=layout, request=request) for plan in (*base.plans, *plans)]
+        built = (*base.pulled, *(layer.result() for layer in making))
+    return _write_image(request, layout=layout, built=built, notes=base.notes)
+
+
+@dataclass(frozen=True)
+class _Base:
+    """What lies below our layers: a layer to be built of Debian packages, or layers of another image."""
+
+    plans: tuple[_Plan, ...] = ()
+    pulled: tuple[BuiltLayer, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def _base_layers(request: ImageRequest, *, layout: ImageLayout, store: ContentStore) -> _Base:
+    if request.spec.base != "debian":
+        return _Base(pulled=pull_base(request.spec.base, layout=layout, say=request.say))
+    packages = fetch_debian_packages(load_debian_lock(), store=store, cache=request.cache, say=request.say)
+    plan = _Plan(
+        name="base",
+        inputs={package.name: package.digest for package in packages.packages},
+        fill=lambda: layers.base_entries(packages.packages, store=store),
+        compression=request.spec.compression,
+    )
+    return _Base(plans=(plan,), notes=packages.notes)
 
 
 def _read_candidate(request: ImageRequest) -> tuple[bytes, bytes]:
@@ -129,7 +151,7 @@ def _read_candidate(request: ImageRequest) -> tuple[bytes, bytes]:
 
 
 def _build_layer(plan: _Plan, *, layout: ImageLayout, request: ImageRequest) -> BuiltLayer:
-    code = digest_code("mlops.serving.layers", "mlops.serving.oci_tar", "mlops.serving.debian_packages")
+    code = digest_code(*_FILLING)
     packer = f"{plan.compression}-{ZSTD_LEVEL}-{zstandard.__version__}-{zstandard.ZSTD_VERSION}"
     inputs = {**plan.inputs, "(code)": code, "(compression)": packer}
     record = request.cache / "serving" / "layers" / plan.name / f"{hex_of(digest_json(inputs))}.json"

@@ -75,19 +75,31 @@ def pull_image(
     """
     layout = ImageLayout(layout_folder)
     used = client or RegistryClient(source.registry, source.repository)
-    content = _pull_manifest(used, source.target)
+    content = pull_blobs(layout, source, client=used, say=say)
+    digest = layout.add_blob(content)
+    layout.name_image(digest, reference=reference, size=len(content))
+    return digest
+
+
+def pull_blobs(
+    layout: ImageLayout, source: RegistryReference, *, client: RegistryClient, say: Callable[[str], None]
+) -> bytes:
+    """Bring every blob of an image; returns its manifest, which is not stored yet.
+
+    Raises:
+        ServingError: as `pull_image`.
+    """
+    content = _pull_manifest(client, source.target)
     manifest = json.loads(content)
     for part in (manifest["config"], *manifest["layers"]):
         path = layout.blob_path(part["digest"])
         if path.is_file() and path.stat().st_size == part["size"]:
             continue
         aside = layout.folder / "blobs" / "sha256" / f".pull-{path.name}"
-        used.pull_blob(part["digest"], target=aside, size=part["size"])
+        client.pull_blob(part["digest"], target=aside, size=part["size"])
         aside.replace(path)
         say(f"pulled {part['digest'][:19]} ({part['size'] / 1e6:.1f} MB)")
-    digest = layout.add_blob(content)
-    layout.name_image(digest, reference=reference, size=len(content))
-    return digest
+    return content
 
 
 def attach_evidence(

@@ -19,8 +19,8 @@ import zstandard
 
 LAYER_TIME = 1_704_067_200
 """2024-01-01T00:00:00Z: the one time stamp of everything in an image."""
-ZSTD_LEVEL = 9
-"""A third smaller than level 3 at twice its time; the base and runtime layers are compressed once per lock."""
+ZSTD_LEVEL = 3
+"""Level 9 saves a tenth of the bytes and takes three times as long."""
 MEDIA_TYPES = {
     "zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
     "gzip": "application/vnd.oci.image.layer.v1.tar+gzip",

@@ -14,6 +14,7 @@ import urllib.request
 import pytest
 
 from mlops.errors import ServingError
+from mlops.serving.image import build_image
 from mlops.serving.image_transfer import attach_evidence, pull_image, push_image
 from mlops.serving.oci_layout import CONFIG_TYPE, MANIFEST_TYPE, ImageLayout
 from mlops.serving.oci_registry import RegistryClient, parse_registry_reference
@@ -224,6 +225,27 @@ def test_broken_connections_are_survived(port, tmp_path):
         assert proxy.cuts >= 3
     finally:
         proxy.close()
+
+
+@pytest.mark.system
+def test_a_base_image_comes_from_a_registry_by_digest(bakery, port, tmp_path):
+    layout = ImageLayout(bakery.request.layout)
+    manifest = layout.read_manifest(bakery.built.digest)
+    config = json.loads(layout.read_blob(manifest["config"]["digest"]))
+    config["rootfs"]["diff_ids"] = config["rootfs"]["diff_ids"][:1]
+    text = json.dumps(config).encode()
+    manifest |= {"layers": manifest["layers"][:1], "config": {**manifest["config"], "size": len(text)}}
+    manifest["config"]["digest"] = layout.add_blob(text)
+    base = layout.put_image(manifest, reference="base:1", annotations={})
+    push_image(layout.folder, base, target=_reference(port, "1", "base"), client=_client(port, "base"))
+    spec = bakery.request.spec.model_copy(update={"base": f"127.0.0.1:{port}/base@{base}"})
+    request = bakery.request_with(spec=spec, layout=tmp_path / "images")
+    built = build_image(request)
+    assert [layer.digest for layer in built.layers] == [layer.digest for layer in bakery.built.layers]
+    assert built.digest == bakery.built.digest, "the same layers make the same image"
+    empty = bakery.request.spec.model_copy(update={"base": f"127.0.0.1:{port}/base@sha256:{'0' * 64}"})
+    with pytest.raises(ServingError, match="has no sha256:0000"):
+        build_image(bakery.request_with(spec=empty, layout=tmp_path / "images"))
 
 
 @pytest.mark.system
