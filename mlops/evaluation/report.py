@@ -67,7 +67,7 @@ def render_text(result: GateResult) -> str:
     if advice:
         lines += ["", "What stands open, and what would change it"]
     for item in advice:
-        mark = "stops" if item.check.is_stopping else "reported"
+        mark = "stops" if item.check.is_stopping else "reported" if item.check.is_blocking else "advisory"
         lines.append(f"  {MARKS[item.check.verdict]} {item.check.title} ({item.check.verdict.value}, {mark})")
         lines += [f"      {item.why}", f"      → {item.change}"]
         if item.check.undecided_reason and item.check.verdict is Verdict.UNDECIDED:

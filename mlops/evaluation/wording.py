@@ -20,6 +20,10 @@ NEXT_STEPS = {
     "wrong-class-order": "export the candidate with the classes in the dataset's order",
     "not-finite": "find out why the model answers NaN; it must not serve",
     "parity-broken": "export again: model.onnx is not the model that was trained",
+    "no-references": "train the sweep with an audit pool",
+    "no-champion": "pass the version in production, or let the policy allow a first release",
+    "unanswered": "the owner signs a statement, or the clause names a check",
+    "statement-not-valid": "the owner signs the statement again",
     "nothing-checked": "the check must make a claim",
 }
 

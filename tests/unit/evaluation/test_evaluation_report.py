@@ -1,0 +1,66 @@
+"""The page and the terminal say the same, load nothing from outside, and are kept so that a change is noticed."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mlops.clock import SystemClock
+from mlops.errors import EvaluationError
+from mlops.evaluation.gate import judge_hearing
+from mlops.evaluation.planted import PLANTED, open_planted
+from mlops.evaluation.policy import Policy
+from mlops.evaluation.report import render_report, render_text
+from mlops.evaluation.store import find_newest, keep_result, load_kept
+from mlops.evaluation.verdicts import GateResult
+from mlops.places import Places
+from mlops.specs import parse_spec
+
+POLICY = """
+version: 1
+product: planted
+favourable_class: granted
+checks:
+  - {name: acc, kind: accuracy, minimum: 0.99, title: <b>Right</b> answers, owner: me, reason: a reason of a sentence}
+  - {name: gap, kind: equalized-odds-gap, by: [sex], maximum: 0.2, owner: me, reason: a reason of a sentence}
+  - {name: cal, kind: calibration, maximum: 0.5, owner: me, reason: a reason of a sentence}
+  - {name: mem, kind: membership, maximum_auc: 0.9, maximum_tpr: 0.9, owner: me, reason: a reason of a sentence}
+  - {name: lost, kind: accuracy, minimum: 0.1, by: [nobody], owner: me, reason: a reason of a sentence}
+"""
+
+
+@pytest.fixture(scope="module")
+def result() -> GateResult:
+    policy = parse_spec(POLICY, Policy, source="policy")
+    hearing = open_planted(PLANTED[0], policy=policy, test_rows=800, train_rows=800)
+    return judge_hearing(hearing, candidate="sha256:" + "c" * 64, clock=SystemClock(), inputs={})
+
+
+def test_the_page_stands_alone_and_escapes_what_people_wrote(result: GateResult) -> None:
+    page = render_report(result)
+    assert not re.findall(r'(?:src|href)="?(?!data:)[^"> ]+', page)
+    assert "<script" not in page
+    assert "<b>Right</b>" not in page
+    assert page.index("NO GO") < page.index("What would change it") < page.index("All checks at a glance")
+    assert page.count("<svg") > 5
+
+
+def test_the_terminal_says_what_the_page_says(result: GateResult) -> None:
+    text = render_text(result)
+    assert text.startswith("NO GO (FAIL): 1 check is shown to be violated and 1 check could not be decided.")
+    for check in result.checks:
+        assert check.title in text
+    assert result.digest in text
+
+
+def test_a_kept_result_is_found_and_a_changed_one_is_refused(result: GateResult, tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    folder = keep_result(places, result, judged_us=1_800_000_000_000_000)
+    assert find_newest(places, product="planted") == folder
+    assert load_kept(folder)["verdict"] == "FAIL"
+    content = json.loads((folder / "gate.json").read_text())
+    content["verdict"] = "PASS"
+    (folder / "gate.json").write_text(json.dumps(content))
+    with pytest.raises(EvaluationError, match="was changed"):
+        load_kept(folder)
