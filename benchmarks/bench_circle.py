@@ -82,6 +82,8 @@ class Switch:
     failed: int
     after_start_ms: float
     """Last answer of the version that was left, after the process was started."""
+    after_first_line_ms: float
+    """The same after Python had started and reached the command's first line."""
     after_switch_ms: float
     """The same after the proxy had confirmed."""
     p99_ms: float
@@ -207,32 +209,33 @@ def measure_promotion(world: Any, seconds: float) -> Switch:
     move(world, 2)
     ended_ns = time.time_ns()
     found = load.result()
-    return to_switch(found, left="1", started_ns=started_ns, switched_ns=ended_ns)
+    return to_switch(found, left="1", started_ns=started_ns, begun_ns=started_ns, switched_ns=ended_ns)
 
 
 def measure_rollback(world: Any, seconds: float) -> tuple[Switch, float]:
     """`mlops rollback production` as a person types it; also the seconds until it had ended (git included)."""
     load = Load(world, seconds)
     time.sleep(min(3.0, seconds / 2))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-P", "-m", "mlops.cli", "rollback", "production", "--json", "--reason", "bench"]
+    command = [str(Path(sys.executable).with_name("mlops")), "rollback", "production", "--json", "--reason", "bench"]
     started_ns = time.time_ns()
-    done = subprocess.run(command, cwd=world.root, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=world.root, capture_output=True, text=True, check=False)
     ended_seconds = (time.time_ns() - started_ns) / 1e9
     if done.returncode:
         raise SystemExit(done.stderr)
     told = json.loads(done.stdout)
-    switch = to_switch(load.result(), left="2", started_ns=started_ns, switched_ns=told["switched_ns"])
+    moments = {"started_ns": started_ns, "begun_ns": told["begun_ns"], "switched_ns": told["switched_ns"]}
+    switch = to_switch(load.result(), left="2", **moments)
     return switch, ended_seconds
 
 
-def to_switch(found: dict[str, float], *, left: str, started_ns: int, switched_ns: int) -> Switch:
+def to_switch(found: dict[str, float], *, left: str, started_ns: int, begun_ns: int, switched_ns: int) -> Switch:
     """wrk's numbers to what is reported."""
     last_us = found[f"last_{left}"]
     return Switch(
         requests=int(found["requests"]),
         failed=int(found["errors"] + found["others"]),
         after_start_ms=last_us / 1e3 - started_ns / 1e6,
+        after_first_line_ms=last_us / 1e3 - begun_ns / 1e6,
         after_switch_ms=last_us / 1e3 - switched_ns / 1e6,
         p99_ms=found["p99_ms"],
     )
@@ -244,6 +247,7 @@ def rows_of(promotions: list[Switch], rollbacks: list[Switch], records: list[flo
     failed_forward = sum(switch.failed for switch in promotions)
     failed_back = sum(switch.failed for switch in rollbacks)
     after_start = [switch.after_start_ms for switch in rollbacks]
+    first_line = [switch.after_first_line_ms for switch in rollbacks]
     after_switch = [switch.after_switch_ms for switch in rollbacks]
     rounds = f"{len(rollbacks)} rounds, {runtime}, wrk -t1 -c8 on the same {os.cpu_count()} cores"
     return [
@@ -256,6 +260,9 @@ def rows_of(promotions: list[Switch], rollbacks: list[Switch], records: list[flo
             asked="<= 50", holds=statistics.median(after_start) <= 50),
         Row("last bad answer after the command's start, worst", max(after_start), "ms", rounds, asked="<= 50",
             holds=max(after_start) <= 50),
+        Row("last bad answer after the command's first line, worst", max(first_line), "ms",
+            "the rest is the start of Python, which competes with wrk, proxy and servers for the cores",
+            asked="<= 50", holds=max(first_line) <= 50),
         Row("last bad answer after the proxy confirmed, worst", max(after_switch), "ms",
             "negative: the last one was answered before the confirmation was read"),
         Row("rollback command until git and reconcile are done, median", statistics.median(records), "s", rounds),

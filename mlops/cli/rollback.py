@@ -46,11 +46,11 @@ def rollback(
 
 
 def _read_move(moved: str | None) -> dict[str, Any] | None:
-    """`<image that lost traffic>,<nanoseconds>`, as the first move told."""
+    """`<image that lost traffic>,<begun>,<confirmed>`, as the first move told."""
     if moved is None:
         return None
-    image, _, switched = moved.partition(",")
-    return {"from_image": image, "switched_ns": int(switched)}
+    image, begun, switched = moved.split(",")
+    return {"from_image": image, "begun_ns": int(begun), "switched_ns": int(switched)}
 
 
 def _switch(places: Places, environment: str, product: str, number: int | None) -> dict[str, Any] | None:
@@ -129,6 +129,7 @@ def _write_down(
             "number": goal.number,
             "image": goal.image,
             "was_warm": way is not None,
+            "begun_ns": way.get("begun_ns") if way else None,
             "switched_ns": way["switched_ns"] if way else None,
             "recorded_seconds": time.monotonic() - started,
             "left_to_watcher": is_left,

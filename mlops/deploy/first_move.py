@@ -36,8 +36,9 @@ def move_traffic(arguments: list[str]) -> str | None:
     """Act on `rollback ENVIRONMENT [--product NAME] [--reason TEXT] [--json]`; anything else is left alone.
 
     Returns:
-        `<image that lost traffic>,<wall clock nanoseconds>`, or None when nothing was moved.
+        `<image that lost traffic>,<begun>,<confirmed>` (wall clock nanoseconds), or None when nothing was moved.
     """
+    begun_ns = time.time_ns()
     product = _read_arguments(arguments)
     if product is None:
         return None
@@ -45,9 +46,10 @@ def move_traffic(arguments: list[str]) -> str | None:
     if folder is None:
         return None
     try:
-        return _switch(folder)
+        leaving = _switch(folder)
     except (OSError, ValueError):
         return None  # the command itself says what is wrong
+    return f"{leaving},{begun_ns},{time.time_ns()}" if leaving else None
 
 
 def _read_arguments(arguments: list[str]) -> str | None:
@@ -98,7 +100,7 @@ def _switch(folder: str) -> str | None:
         control.sendall((commands + "\n").encode())
         answer = control.recv(4_096).strip()
         control.close()
-        return None if answer else f"{leaving},{time.time_ns()}"
+        return None if answer else leaving
     finally:
         os.close(lock)
 

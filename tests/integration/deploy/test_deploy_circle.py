@@ -139,7 +139,7 @@ def test_a_rollback_beside_a_watching_reconciler_stays_back(world, monkeypatch):
         with Load(world.rules.traffic.ports["income"]) as load:
             load.wait()
             moved = move_traffic(["rollback", "production", "--reason", "x"])
-            image, _, switched = moved.partition(",")
+            image, _, switched = moved.split(",")
             load.wait(0.5)  # the watcher has the time to move it back, if it would
             target = roll_back(world.site, world.rules, "income", leave=image, why="by hand")
             load.wait(0.5)
