@@ -1,6 +1,7 @@
 """The server's sockets: clients that hang, talk too much, smuggle; drain with requests under way; real clients."""
 
 import json
+import shutil
 import socket
 import tempfile
 import threading
@@ -49,6 +50,7 @@ def start(bakery, tmp_path_factory):
     yield run
     for instance in started:
         runtime.stop(instance, timeout_seconds=10)
+        shutil.rmtree(instance.socket.parent)
 
 
 @pytest.fixture(scope="module")
