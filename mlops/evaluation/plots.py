@@ -9,6 +9,8 @@ from typing import Any
 
 COLORS = {"PASS": "#1a7f37", "FAIL": "#c02020", "UNDECIDED": "#9a6700"}
 SERIES = ("#2458a6", "#b35900", "#1a7f37", "#7a3ea0", "#5a5a5a", "#b0306a")
+GAP = 72
+"""Between panels: room for the numbers of rows."""
 MUTED, LINE, LIMIT = "#6b7280", "#d5d9e0", "#c02020"
 
 
@@ -39,14 +41,14 @@ def group_intervals(table: Sequence[Mapping[str, Any]], *, rates: Sequence[str])
     """Dots with bounds by group, one panel per rate."""
     groups = sorted({str(row["group"]) for row in table})
     left, panel, row_height, top = 190, 250, 24, 26
-    width, height = left + (panel + 20) * len(rates), top + row_height * len(groups) + 24
+    width, height = left + (panel + GAP) * len(rates), top + row_height * len(groups) + 24
     parts = [
         f'<text x="{left - 10}" y="{top + row_height * index + 16}" text-anchor="end">{escape(group)}</text>'
         for index, group in enumerate(groups)
     ]
     for number, rate in enumerate(rates):
         rows = {str(row["group"]): row for row in table if row["rate"] == rate}
-        start = left + number * (panel + 20)
+        start = left + number * (panel + GAP)
         highest = max((float(row["upper"]) for row in rows.values() if "upper" in row), default=1.0)
         scale = panel / min(1.0, max(0.05, 1.05 * highest))
         parts.append(f'<text x="{start}" y="14" font-weight="600">{escape(rate)}</text>')
@@ -77,8 +79,7 @@ def _group_row(row: Mapping[str, Any] | None, start: float, y: float, *, scale: 
     return [
         f'<line x1="{ends[0]:.1f}" y1="{y}" x2="{ends[1]:.1f}" y2="{y}" stroke="{SERIES[0]}" stroke-width="2.5"/>',
         f'<circle cx="{start + float(row["estimate"]) * scale:.1f}" cy="{y}" r="4" fill="{SERIES[0]}"/>',
-        f'<text x="{start + panel:.1f}" y="{y - 3}" text-anchor="end" fill="{MUTED}" font-size="10">'
-        f"n={row['n']:,}</text>",
+        f'<text x="{start + panel + 6:.1f}" y="{y + 4}" fill="{MUTED}" font-size="10">n={row["n"]:,}</text>',
     ]
 
 
