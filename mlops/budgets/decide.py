@@ -79,14 +79,14 @@ class _Pass:
 
     def _sweep(self) -> None:
         queues = {budget: self._sort(budget) for budget in self.board.waiting}
-        heap = [(*self._budget_key(budget, queue[0]), budget) for budget, queue in queues.items() if queue]
+        heap = [(*self._budget_key(budget, queue[-1]), budget) for budget, queue in queues.items() if queue]
         heapq.heapify(heap)
         while heap:
             *_, budget = heapq.heappop(heap)
             queue = queues[budget]
             if not queue:
                 continue
-            current = self._budget_key(budget, queue[0])
+            current = self._budget_key(budget, queue[-1])
             if heap and (*current, budget) > heap[0]:
                 heapq.heappush(heap, (*current, budget))
                 continue
@@ -94,13 +94,13 @@ class _Pass:
             back = self._requeue_evicted(queues)
             for each in {budget, *back}:
                 if queues[each]:
-                    heapq.heappush(heap, (*self._budget_key(each, queues[each][0]), each))
+                    heapq.heappush(heap, (*self._budget_key(each, queues[each][-1]), each))
 
     def _requeue_evicted(self, queues: dict[str, list[_Candidate]]) -> set[str]:
         for entry in self.evicted:
             assert entry.bucket is not None
             first = self.board.waiting[entry.budget][entry.bucket][0]
-            heapq.heappush(queues.setdefault(entry.budget, []), self._candidate(entry.bucket, first))
+            _push(queues.setdefault(entry.budget, []), self._candidate(entry.bucket, first))
         budgets = {entry.budget for entry in self.evicted}
         self.evicted.clear()
         return budgets
@@ -112,7 +112,7 @@ class _Pass:
             (-b[0], b[4] * b[1] / (1 + (now_us - w[0][0]) / (factor * b[4] + floor_us)), w[0][0], w[0][1], b)
             for b, w in self.board.waiting[budget].items()
         ]
-        heapq.heapify(queue)
+        queue.sort(reverse=True)
         return queue
 
     def _candidate(self, bucket: BucketKey, first: tuple[int, str]) -> _Candidate:
@@ -144,7 +144,7 @@ class _Pass:
         return share + board.recent_use.get(name, 0.0) / weight
 
     def _try_first(self, budget: str, queue: list[_Candidate]) -> None:
-        candidate = heapq.heappop(queue)
+        candidate = queue.pop()
         bucket = candidate[4]
         buckets = self.board.waiting[budget]
         entry = self.board.entries[candidate[3]]
@@ -155,7 +155,7 @@ class _Pass:
                 self._block_bucket(budget, bucket, self._explain(entry))
             if not queue:
                 return
-            candidate = heapq.heappop(queue)
+            candidate = queue.pop()
             bucket, entry = candidate[4], self.board.entries[candidate[3]]
         if entry.status != "waiting":
             return
@@ -165,7 +165,7 @@ class _Pass:
             return
         waiting = buckets.get(bucket)
         if waiting:
-            heapq.heappush(queue, self._candidate(bucket, waiting[0]))
+            _push(queue, self._candidate(bucket, waiting[0]))
 
     def _is_hopeless(self, entry: Entry) -> bool:
         """A group at least as strong and no larger has failed in this pass."""
@@ -357,6 +357,13 @@ class _Pass:
         placement = ((name, entry.units + most),)
         board.resize(entry, placement, now_us=self.now_us)
         self.actions.append(Resize(group.group_id, placement, Reason("grown", "units are free and nobody waits")))
+
+
+def _push(queue: list[_Candidate], candidate: _Candidate) -> None:
+    """Into a queue whose first to start stands last."""
+    queue.append(candidate)
+    if len(queue) > 1 and candidate > queue[-2]:
+        queue.sort(reverse=True)
 
 
 def _spare(entry: Entry) -> int:

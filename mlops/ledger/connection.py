@@ -180,7 +180,9 @@ def _configure_sqlite(connection: Any, _record: Any) -> None:
 
 def _begin_sqlite(connection: sa.Connection) -> None:
     is_reader = connection.get_execution_options().get("mlops_read_only", False)
-    connection.exec_driver_sql(f"PRAGMA query_only={'ON' if is_reader else 'OFF'}")
+    if connection.info.get("is_reader", False) is not is_reader:
+        connection.exec_driver_sql(f"PRAGMA query_only={'ON' if is_reader else 'OFF'}")
+        connection.info["is_reader"] = is_reader
     connection.exec_driver_sql("BEGIN" if is_reader else "BEGIN IMMEDIATE")
 
 
