@@ -84,7 +84,7 @@ def bench_learned(spread: bool = True) -> list[dict]:
     for trace in ("muri_trace3", "muri_trace4"):
         best = min(published(trace, policy)["avg_jct_s"] for policy in ("Tiresias", "Themis"))
         jobs = read_trace(TRACES / f"{trace}.csv")
-        settings = [{}, {"reach": 8}, {"reach": 32}, {"prior_weight": 0.5}, {"prior_weight": 2.0}]
+        settings = [{}, {"reach": 8}, {"reach": 32}, {"prior_weight": 0.1}, {"prior_weight": 0.3}]
         if not spread:
             settings = settings[:1]
         found = [

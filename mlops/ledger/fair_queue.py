@@ -22,7 +22,7 @@ _SLOT_OFFSET = 4_096
 _COUNTERS = struct.Struct("=qq")
 """Last ticket given out, ticket being served."""
 _FLOCK = "hhqqi4x"
-_SHORTEST_PAUSE_S, _PAUSE_PER_WAITER_S, _LONGEST_PAUSE_S = 0.0004, 0.003, 0.02
+_SHORTEST_PAUSE_S, _PAUSE_PER_WAITER_S, _LONGEST_PAUSE_S = 0.0003, 0.002, 0.02
 IS_SUPPORTED = hasattr(fcntl, "F_OFD_SETLK")
 
 
