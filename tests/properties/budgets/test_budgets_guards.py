@@ -36,8 +36,6 @@ GUARDS = {
         "budgets/accounts.py", "if threshold.basis_points in known:", "if False:", f"{BOOK}::test_each_threshold_warns_once_per_period_and_delivery_is_retried[memory]"),
     "an old checkout does not bring an old cap back": (
         "budgets/configuration.py", "if seen is not None:", "if False:", f"{BOOK}::test_an_old_checkout_does_not_bring_an_old_cap_back[memory]"),
-    "a lease stays within quota": (
-        "budgets/quota.py", "if used + units > limit:", "if False:", f"{RULE}::test_every_step_keeps_the_invariants_and_every_group_ends"),
     "siblings keep what they do not lend": (
         "budgets/quota.py", "if delta > 0 and pool + delta > limit:", "if False:", f"{UNIT}::test_borrowing_stops_at_the_limit_and_at_what_siblings_keep"),
     "a group that has just started is left alone": (
