@@ -1,11 +1,15 @@
 """The reference product, baked once per test session in a clone of this tree, for every end-to-end test."""
 
+import contextlib
 import os
 import shutil
+import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,6 +23,10 @@ class Clone:
 
     folder: Path
     environment: dict[str, str]
+    ended_before_kill: list[int] = field(default_factory=list)
+    """Trials of the first release that had ended when it was killed."""
+    said: list[str] = field(default_factory=list)
+    """What the release printed."""
 
     def run(self, *arguments: str, stdin: str = "", timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """`mlops …` as a user types it."""
@@ -73,10 +81,46 @@ def make_clone(folder: Path) -> Clone:
     return clone
 
 
+def kill_in_the_middle(clone: Clone, *, finished_trials: int) -> tuple[int, ...]:
+    """Start a release, kill it with everything it started when so many trials have ended; gives their numbers."""
+    command = [sys.executable, "-m", "mlops.cli", "release", "income"]
+    with (clone.folder / ".mlops" / "killed.log").open("wb") as log:
+        release = subprocess.Popen(
+            command, cwd=clone.folder, env=clone.environment, stdout=log, stderr=log, start_new_session=True
+        )
+    ledger = clone.folder / ".mlops" / "ledger.sqlite"
+    limit = time.monotonic() + 300
+    while time.monotonic() < limit and release.poll() is None:
+        time.sleep(0.2)
+        ended = read_ended_trials(ledger)
+        if len(ended) >= finished_trials:
+            break
+    assert release.poll() is None, (clone.folder / ".mlops" / "killed.log").read_text()
+    os.killpg(release.pid, signal.SIGKILL)
+    release.wait()
+    return read_ended_trials(ledger)
+
+
+def read_ended_trials(ledger: Path) -> tuple[int, ...]:
+    """Numbers of the trials that ended, straight from the ledger file."""
+    if not ledger.is_file():
+        return ()
+    with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        try:
+            rows = connection.execute("SELECT number FROM trials WHERE state != 'RUNNING' ORDER BY number").fetchall()
+        except sqlite3.OperationalError:
+            return ()  # not migrated yet
+    return tuple(number for (number,) in rows)
+
+
 @pytest.fixture(scope="session")
 def income_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """`income`, released from a fresh clone (about two minutes); tests may promote it but must not change its data."""
+    """`income`, released from a fresh clone: killed in the middle of the sweep, then run to the end (two minutes).
+
+    Tests may promote it, but must not change its data.
+    """
     clone = make_clone(tmp_path_factory.mktemp("income") / "project")
-    clone.check("release", "income", timeout=1200)
+    clone.ended_before_kill.extend(kill_in_the_middle(clone, finished_trials=2))
+    clone.said.append(clone.check("release", "income", timeout=1200))
     yield clone
     clone.run("stop")
