@@ -1,4 +1,4 @@
-"""Income above 50,000 USD (UCI Adult): a small network with a fairness penalty. Sex, race and age band are no inputs."""
+"""Income above 50,000 USD (UCI Adult): a small network with a fairness penalty; sex and race are not inputs."""
 
 import torch
 from torch import nn
