@@ -8,6 +8,7 @@ Times in the ledger never go back: a transaction's time is at least that of the 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -150,18 +151,32 @@ def open_ledger(url: str, clock: Clock) -> Ledger:
     Raises:
         LedgerError: It cannot be opened, or was written by a newer version of mlops.
     """
-    parsed = sa.engine.make_url(url)
+    try:
+        engine = _make_engine(sa.engine.make_url(url))
+    except (sa.exc.ArgumentError, ImportError, OSError) as error:
+        raise LedgerError(
+            f"the ledger {_hide_login(url)!r} cannot be opened: {_hide_login(str(error))}",
+            hint="MLOPS_LEDGER takes a database URL such as sqlite:////srv/mlops/ledger.sqlite or postgresql+psycopg://…",
+        ) from error
+    ledger = Ledger(engine, clock)
+    ledger.upgrade()
+    return ledger
+
+
+def _hide_login(text: str) -> str:
+    """Without what stands between `//` and `@`: it may be a URL that no parser understood."""
+    return re.sub(r"//[^/\s]*@", "//…@", text)
+
+
+def _make_engine(parsed: sa.URL) -> sa.Engine:
     if parsed.get_backend_name() == "sqlite":
         if parsed.database:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = sa.create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_MS / 1000, "check_same_thread": False})
         sa.event.listen(engine, "connect", _configure_sqlite)
         sa.event.listen(engine, "begin", _begin_sqlite)
-    else:
-        engine = sa.create_engine(parsed, pool_pre_ping=True)
-    ledger = Ledger(engine, clock)
-    ledger.upgrade()
-    return ledger
+        return engine
+    return sa.create_engine(parsed, pool_pre_ping=True)
 
 
 def sqlite_url(path: Path) -> str:
