@@ -57,7 +57,7 @@ def find_accuracy(folder: Path) -> float:
     """Test accuracy of the released model, from its gate report."""
     shown = subprocess.run([*MLOPS, "gate", "show", "income", "--json"], cwd=folder, check=True, capture_output=True)
     checks = json.loads(shown.stdout)["checks"]
-    return next(float(check["estimate"]) for check in checks if check["name"].startswith("accuracy"))
+    return next(float(check["claims"][0]["estimate"]) for check in checks if check["name"] == "accuracy")
 
 
 def main() -> None:

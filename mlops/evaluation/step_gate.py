@@ -6,7 +6,7 @@ Leaves to others: judging (gate.py, judging.py), memoisation and signing (mlops/
 from __future__ import annotations
 
 from mlops.errors import Reason, Refusal
-from mlops.evaluation.judging import judge_candidate, prepare_request
+from mlops.evaluation.judging import judge_candidate, prepare_request, spend_look_of
 from mlops.evaluation.verdicts import GateResult
 from mlops.provenance.digest import digest_code, digest_file, digest_folder, digest_json, hex_of
 from mlops.provenance.sql_steps import StepRecord
@@ -27,7 +27,7 @@ def gate_step(bench: Workbench, *, product: str, candidate: str, manifest: str, 
         run_id: MLflow run of the winning trial; report and verdict are logged to it, also those of a no-go.
 
     Returns:
-        The step, or the refusal: every check that stops the release.
+        The step, or the refusal: every check that stops the release, or too many looks at these test rows.
 
     Raises:
         ProjectError: No policy, or a wrong one.
@@ -49,7 +49,11 @@ def gate_step(bench: Workbench, *, product: str, candidate: str, manifest: str, 
     }
 
     def judge() -> StepOutcome | Refusal:
-        judgement = judge_candidate(places, prepare_request(places, places.candidates / hex_of(candidate), clock=clock))
+        request = prepare_request(places, places.candidates / hex_of(candidate), clock=clock)
+        looks = spend_look_of(bench.ledger, request)
+        if isinstance(looks, Refusal):
+            return looks
+        judgement = judge_candidate(places, request)
         result = judgement.result
         with open_mirror(places, clock=clock) as mirror:
             mirror.log_file(run_id, judgement.folder, folder="gate")
@@ -59,6 +63,7 @@ def gate_step(bench: Workbench, *, product: str, candidate: str, manifest: str, 
         facts = {
             "summary": _summarise(result),
             "verdict": str(result.verdict),
+            "looks": looks,
             "report": str((judgement.folder / "gate.html").relative_to(places.root)),
             "checks": {check.name: str(check.verdict) for check in result.checks},
             "files": {path.name: digest_file(path) for path in sorted(judgement.folder.iterdir())},
