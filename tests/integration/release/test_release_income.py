@@ -27,9 +27,7 @@ def test_the_released_model_is_good_and_the_report_shows_the_price(income_clone:
     checks = {check["name"]: check for check in shown["checks"]}
     assert shown["verdict"] == "PASS"
     assert checks["accuracy"]["claims"][0]["estimate"] >= 0.84
-    assert query(income_clone, "SELECT COUNT(DISTINCT candidate) FROM gate_looks") == [
-        (1,)
-    ]
+    assert query(income_clone, "SELECT COUNT(DISTINCT candidate) FROM gate_looks") == [(1,)]
     page = next((income_clone.folder / ".mlops" / "evidence").glob("*/gate.html")).read_text()
     assert "price of fairness" in page
     assert "http://" not in page.replace("http://www.w3.org", "")  # self-contained: nothing is fetched
