@@ -66,10 +66,10 @@ function done(summary, latency, requests)
   local t = threads[1]
   local e = summary.errors
   print(string.format('RESULT {"requests":%d,"errors":%d,"first_1":%.0f,"last_1":%.0f,"count_1":%d,"first_2":%.0f,' ..
-    '"last_2":%.0f,"count_2":%d,"others":%d,"p50_ms":%.3f,"p99_ms":%.3f,"seconds":%.3f}', summary.requests,
+    '"last_2":%.0f,"count_2":%d,"others":%d,"p50_ms":%.3f,"p99_ms":%.3f,"max_ms":%.3f,"seconds":%.3f}', summary.requests,
     e.connect + e.read + e.write + e.status + e.timeout, t:get("first_1"), t:get("last_1"), t:get("count_1"),
     t:get("first_2"), t:get("last_2"), t:get("count_2"), t:get("others"),
-    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, summary.duration / 1e6))
+    latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3, summary.duration / 1e6))
 end
 """
 
@@ -87,6 +87,8 @@ class Switch:
     after_switch_ms: float
     """The same after the proxy had confirmed."""
     p99_ms: float
+    slowest_ms: float
+    """The slowest single answer."""
 
 
 def main() -> None:
@@ -106,6 +108,7 @@ def main() -> None:
                 switch, seconds = measure_rollback(world, arguments.seconds)
                 rollbacks.append(switch)
                 records.append(seconds)
+                print(f"rollback: {switch.after_start_ms:.1f} ms after the start, slowest {switch.slowest_ms:.1f} ms")
         finally:
             list(stop_serving(world.reconciler()))
         runtime = world.runtime.name
@@ -238,6 +241,7 @@ def to_switch(found: dict[str, float], *, left: str, started_ns: int, begun_ns: 
         after_first_line_ms=last_us / 1e3 - begun_ns / 1e6,
         after_switch_ms=last_us / 1e3 - switched_ns / 1e6,
         p99_ms=found["p99_ms"],
+        slowest_ms=found["max_ms"],
     )
 
 
@@ -266,6 +270,7 @@ def rows_of(promotions: list[Switch], rollbacks: list[Switch], records: list[flo
         Row("last bad answer after the proxy confirmed, worst", max(after_switch), "ms",
             "negative: the last one was answered before the confirmation was read"),
         Row("rollback command until git and reconcile are done, median", statistics.median(records), "s", rounds),
+        Row("slowest single answer during a rollback", max(switch.slowest_ms for switch in rollbacks), "ms", rounds),
         Row("p99 during rollback, worst", max(switch.p99_ms for switch in rollbacks), "ms", rounds),
     ]  # fmt: skip
 
