@@ -67,7 +67,8 @@ function done(summary, latency, requests)
   local e = summary.errors
   print(string.format('RESULT {"requests":%d,"errors":%d,"first_1":%.0f,"last_1":%.0f,"count_1":%d,"first_2":%.0f,' ..
     '"last_2":%.0f,"count_2":%d,"others":%d,"p50_ms":%.3f,"p99_ms":%.3f,"max_ms":%.3f,"seconds":%.3f}',
-    summary.requests, e.connect + e.read + e.write + e.status + e.timeout, t:get("first_1"), t:get("last_1"), t:get("count_1"),
+    summary.requests, e.connect + e.read + e.write + e.status + e.timeout,
+    t:get("first_1"), t:get("last_1"), t:get("count_1"),
     t:get("first_2"), t:get("last_2"), t:get("count_2"), t:get("others"),
     latency:percentile(50) / 1e3, latency:percentile(99) / 1e3, latency.max / 1e3, summary.duration / 1e6))
 end
