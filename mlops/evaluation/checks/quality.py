@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from mlops.evaluation import means, rates, roc
 from mlops.evaluation.hearing import Hearing
-from mlops.evaluation.policy import AccuracyRule, AucRule, CalibrationRule, LossRule, SlicedRule
+from mlops.evaluation.policy import AccuracyRule, AucRule, CalibrationRule, LossRule
+from mlops.evaluation.rule import SlicedRule
 from mlops.evaluation.verdicts import Claim, Direction, Findings
 
 
