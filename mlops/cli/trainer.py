@@ -72,6 +72,7 @@ def run(
     dry_run: bool,
 ) -> None:
     """Run one trial in this process: no lease, no Ray, breakpoints work."""
+    from mlops.datasets.fence import find_training_fence
     from mlops.project.opening import open_project
     from mlops.training.launch import load_launch_spec, load_version, make_request
     from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, run_local, seed_of_trial
@@ -85,6 +86,9 @@ def run(
     if dry_run:
         return
     version = load_version(project.places, spec)
+    fence = find_training_fence(project.places, version)
+    if fence is not None:
+        refuse(fence, what=f"{product} is not trained")
     request = make_request(project.places, spec, version=version, tags={}, spender="")
     with tempfile.TemporaryDirectory(prefix="mlops-trial-") as scratch:
         result = run_local(

@@ -98,10 +98,12 @@ def import_dataset(
         )
         differences = _find_differences(places, builds)
         if differences and not accept_changes:
+            meant = f"if the change is meant: mlops dataset import {name} --accept-changes"
+            withdrawn = builds[0].rows_refused > (last.rows_refused if (last := load_receipt(places, name)) else 0)
             raise DatasetError(
                 f"the import of {name} gives another version than is pinned ({pinned_digest(places, name)})",
                 items=differences,
-                hint=f"if the change is meant: mlops dataset import {name} --accept-changes",
+                hint=f"people withdrew since: mlops erasure run {name}" if withdrawn else meant,
             )
         progress(f"storing {sum(len(build.members) for build in builds)} objects")
         dvc_digest = keep_builds(places, builds)

@@ -1,12 +1,14 @@
 """Tombstones: keyed hashes of withdrawn people, and objects that were purged, kept in git beside the recipe.
 
 `datasets/<name>.tombstones` blocks re-entry at import; `datasets/<name>.purged` names shard objects that must not come
-back, for instance by a push from a stale clone. Both hold digests only. Leaves to others: requests and certificates
-(mlops/erasure), rewriting shards (forgetting.py).
+back, for instance by a push from a stale clone. Both hold digests only. A new withdrawal stands first in
+`.mlops/tombstones/<name>`, one appended line, and counts at once; it moves to git with the version without the person.
+Leaves to others: requests and certificates (mlops/erasure), rewriting shards (forgetting.py).
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,7 +37,28 @@ def load_tombstones(places: Places, name: str) -> frozenset[bytes]:
     Raises:
         DatasetError: The file is damaged; nothing is imported then.
     """
-    return frozenset(bytes.fromhex(line) for line in _load(tombstone_file(places, name), _HEX))
+    path = pending_file(places, name)
+    pending = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    whole = [line for line in pending if _HEX.fullmatch(line)]  # a torn line was never acknowledged
+    return frozenset(bytes.fromhex(line) for line in (*_load(tombstone_file(places, name), _HEX), *whole))
+
+
+def pending_file(places: Places, name: str) -> Path:
+    """Where withdrawals stand that no commit holds yet."""
+    return places.state / "tombstones" / name
+
+
+def withdraw_subjects(places: Places, name: str, subjects: Iterable[bytes]) -> None:
+    """Fence people at once, by one durable append; safe from several processes, and harmless when repeated."""
+    content = "".join(f"\n{subject.hex()}" for subject in subjects).encode() + b"\n"
+    path = pending_file(places, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        os.write(handle, content)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def add_tombstones(places: Places, name: str, subjects: Iterable[bytes]) -> int:

@@ -15,6 +15,7 @@ from mlops.deploy.approval import Approval, Purpose, sign_approval
 from mlops.deploy.consumer import load_consumers
 from mlops.deploy.desired_state import DesiredState, PinnedConsumer, ReleaseSet, ServedVersion
 from mlops.deploy.environment import EnvironmentSpec
+from mlops.deploy.erasure_fence import find_fenced_images
 from mlops.deploy.promotion import Cause, Checklist, PromotionFacts, Release, examine_promotion
 from mlops.deploy.promotion_facts import find_release, gather_facts
 from mlops.deploy.site import Site
@@ -87,6 +88,7 @@ def promote(
     cause: Cause = "promote",
     is_dry_run: bool = False,
     fences: tuple[str, ...] = (),
+    tolerated: frozenset[tuple[str, bytes]] = frozenset(),
     erased: Mapping[str, str] | None = None,
     hook: Hook = ignore_step,
 ) -> PromotionResult | Refusal:
@@ -99,7 +101,9 @@ def promote(
         share: Percent of the traffic; the rest stays with what serves now.
         cause: `erasure` lets standing approvals count where the environment allows it.
         is_dry_run: Examine only; then the result's checklist may hold rules that are not kept.
-        fences: What forbids it whatever people say (from upper rooms).
+        fences: What forbids it whatever people say (from upper rooms), besides withdrawals of people behind it.
+        tolerated: People (dataset, keyed hash) whose withdrawal does not forbid it: what it replaces holds them too,
+            and their own batch comes next.
         erased: Digest to the erasure certificate under which it was purged.
         hook: See `Hook`.
 
@@ -113,7 +117,7 @@ def promote(
     with site.deciding(rules.name):
         with site.ledger.read() as connection:
             release = find_release(connection, reference)
-        facts = gather_facts(site, rules, release, fences=fences, erased=erased)
+        facts = gather_facts(site, rules, release, fences=fences, tolerated=tolerated, erased=erased)
         checklist = examine_promotion(facts, rules, now_us=site.clock.now_us(), cause=cause)
         planned = plan_release_set(site, rules, facts, share=share)
         if isinstance(planned, Refusal):
@@ -140,7 +144,9 @@ def plan_release_set(site: Site, rules: EnvironmentSpec, facts: PromotionFacts, 
     with site.ledger.read() as connection:
         rows = sql_deployments.load_deployments(connection, environment=rules.name, product=release.product)
         barred = sql_deployments.load_barred(connection, rules.name)
-    good = _choose_known_good(current, rows, frozenset(barred), but=release.image)
+        noted = () if current is None else _list_known(current)
+        fenced = find_fenced_images(connection, site.places, (version.image for version in noted))
+    good = _choose_known_good(current, rows, frozenset((*barred, *fenced)), but=release.image)
     if share == 100:
         return ReleaseSet(release.product, (version,), consumers, good)
     if good is None or current is None:
@@ -155,12 +161,15 @@ def _choose_known_good(
     if current is None:
         return None
     well = {row.image for row in rows if row.outcome != FAILED}
-    noted = (current.last_known_good,) if current.last_known_good is not None else ()
-    ordered = (*sorted(current.versions, key=lambda version: -version.share), *noted)
-    for version in ordered:
+    for version in _list_known(current):
         if version.image in well and version.image not in barred and version.image != but:
             return replace(version, share=100)
     return None
+
+
+def _list_known(current: ReleaseSet) -> tuple[ServedVersion, ...]:
+    noted = (current.last_known_good,) if current.last_known_good is not None else ()
+    return (*sorted(current.versions, key=lambda version: -version.share), *noted)
 
 
 def _carry_out(

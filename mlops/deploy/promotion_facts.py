@@ -16,6 +16,7 @@ from mlops.deploy.approval import read_approval
 from mlops.deploy.consumer import ConsumerSpec, find_contract_problems, load_consumers
 from mlops.deploy.desired_state import DesiredState
 from mlops.deploy.environment import EnvironmentSpec
+from mlops.deploy.erasure_fence import find_fence
 from mlops.deploy.evidence_changes import EvidenceChange, compare_files, compare_policy
 from mlops.deploy.promotion import ConsumerFact, PromotionFacts, Release
 from mlops.deploy.roles import RolesSpec, load_roles
@@ -81,6 +82,7 @@ def gather_facts(
     release: Release,
     *,
     fences: tuple[str, ...] = (),
+    tolerated: frozenset[tuple[str, bytes]] = frozenset(),
     erased: Mapping[str, str] | None = None,
 ) -> PromotionFacts:
     """Everything that the decision rests on.
@@ -89,7 +91,8 @@ def gather_facts(
         site: Where.
         rules: The environment's.
         release: What is to be promoted.
-        fences: What forbids it whatever people say (from upper rooms).
+        fences: What forbids it whatever people say (from upper rooms), besides withdrawals of people behind it.
+        tolerated: People (dataset, keyed hash) whose withdrawal does not forbid it; see `promote`.
         erased: Digest to the erasure certificate under which it was purged.
 
     Raises:
@@ -109,6 +112,7 @@ def gather_facts(
         probe = _find_verdict(connection, "probe", release.image, direction="in")
         desired = load_desired_state(site, rules.name)
         base = _find_serving_commit(connection, desired, release.product)
+        withdrawn = find_fence(connection, site.places, release.image).render_reasons(tolerated=tolerated)
     return PromotionFacts(
         release=release,
         gate_verdict=gate,
@@ -125,7 +129,7 @@ def gather_facts(
         ),
         barred=(barred.at_us, barred.why) if barred else None,
         served_well_in=frozenset(served),
-        fences=fences,
+        fences=(*fences, *withdrawn),
         desired=desired,
     )
 

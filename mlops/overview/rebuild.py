@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from mlops.datasets.fence import find_training_fence
 from mlops.datasets.locations import load_locations
+from mlops.datasets.version import load_dataset_version
 from mlops.deploy.chain_rules import load_machine_keyring
 from mlops.errors import ProvenanceError
 from mlops.files import write_atomically
@@ -72,8 +74,13 @@ def rebuild_release(project: Project, plan: RebuildPlan, *, is_kept: bool, say: 
         say: Prints one line of progress.
 
     Raises:
-        ProvenanceError: The commit is not in this repository, or a step of the rebuild failed.
+        DatasetError: The data was purged since.
+        ProvenanceError: It was trained on people who withdrew, its commit is not in this repository, or a step failed.
     """
+    version = load_dataset_version(project.places, plan.dataset, revision=plan.dvc_digest)
+    fence = find_training_fence(project.places, version)
+    if fence is not None:
+        raise ProvenanceError(f"{plan.product}@{plan.number} is not trained again: {fence.reasons[0].text}")
     folder = project.places.state / "rebuild" / f"{plan.product}-{plan.number}-{os.getpid()}"
     started_us = project.clock.now_us()
     try:

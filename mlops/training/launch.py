@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 from mlops.clock import Clock
+from mlops.datasets.fence import find_training_fence
 from mlops.datasets.version import DatasetVersion, load_dataset_version
 from mlops.errors import EnvironmentFault, Refusal
 from mlops.ids import Ids
@@ -96,12 +97,18 @@ def launch_sweep(
     leases: Leases,
     mirror: Mirror,
     say: Callable[[str], None],
+    withdrawn: frozenset[bytes] | None = None,
 ) -> SweepOutcome | Refusal:
     """Run a sweep on Ray, or go on with it, or read it back; see `run_sweep`.
+
+    Refused when the data holds people who withdrew: everyone with a tombstone, or those in `withdrawn`.
 
     Raises:
         EnvironmentFault: No cluster can be reached or started, or it can never hold one worker group.
     """
+    fence = find_training_fence(places, version, subjects=withdrawn)
+    if fence is not None:
+        return fence
     with ExitStack() as stack:
         return run_sweep(
             request,

@@ -29,6 +29,8 @@ class SweepStepRequest:
     """Git commit that is checked out, for the record."""
     spender: str
     """The person in whose name the budget is used."""
+    withdrawn: frozenset[bytes] | None = None
+    """Keyed hashes of people that the data must not hold; None is everyone who withdrew."""
 
 
 def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) -> StepRun | Refusal:
@@ -62,6 +64,7 @@ def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) ->
                 leases=open_lease_book(places, bench.ledger, bench.clock, bench.ids),
                 mirror=mirror,
                 say=bench.say,
+                withdrawn=request.withdrawn,
             )
         if isinstance(outcome, Refusal):
             return outcome
