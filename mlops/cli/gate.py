@@ -56,6 +56,8 @@ def run(
     if isinstance(look, Refusal):
         refuse(look, what="this test set has been looked at too often")
     judgement = judging.judge_candidate(project.places, request)
+    if isinstance(judgement, Refusal):
+        refuse(judgement, what="the checks could not all be heard")
     if as_json:
         emit_json(judgement.result.to_json())
     else:

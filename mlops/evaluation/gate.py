@@ -5,28 +5,33 @@ Leaves to others: the checks (checks/), the rule of decision (decisions.py), pag
 
 from __future__ import annotations
 
-import threading
+import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mlops.clock import SECOND_US, Clock
+from mlops.errors import Refusal
+from mlops.evaluation.check_cache import CheckCache
+from mlops.evaluation.check_crew import CheckCrew, Heard, KnownChecks, hear_checks
 from mlops.evaluation.checks.table import CHECKS
 from mlops.evaluation.decisions import combine_verdicts, decide_claims, explain_verdict
+from mlops.evaluation.fork_crew import ForkCrew, call_apart, load_libraries
 from mlops.evaluation.hearing import Hearing
-from mlops.evaluation.judged import JudgedModel, load_judged
+from mlops.evaluation.judged import Answers, JudgedModel, load_judged
 from mlops.evaluation.plain_reference import price_fairness
 from mlops.evaluation.policy import AnyRule, Policy
 from mlops.evaluation.reference_membership import AuditPool
 from mlops.evaluation.rows import rows_of_table
 from mlops.evaluation.signed_answers import Signed, SignedAnswers, Verify, refuse_all
 from mlops.evaluation.verdicts import CheckResult, Findings, GateResult, JudgedClaim, NotEvaluableError, Verdict
-from mlops.provenance.digest import digest_folder
+from mlops.provenance.digest import digest_bytes, digest_code, digest_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -34,7 +39,8 @@ if TYPE_CHECKING:
     from mlops.datasets.schema import Schema
     from mlops.training.candidate import Candidate
 
-CHECKS_AT_ONCE = 2
+AHEAD_SECONDS = 120.0
+"""How long the answers on all rows may take; after it each check works them out within its own limit."""
 
 
 @dataclass(frozen=True)
@@ -63,33 +69,39 @@ class GateRequest:
     """Whether the signature of a waiver or statement holds, by somebody who may give it."""
     dataset_digest: str | None = None
     """Manifest digest of the rows; a candidate trained on another version is not evaluable."""
-    checks_at_once: int = CHECKS_AT_ONCE
+    checks_at_once: int = 0
+    """0 is one for each core."""
+    cache_folder: Path | None = None
+    """Where findings of single checks are kept and found again."""
+    keys_folder: Path | None = None
+    """Hidden from the candidate's own code."""
     on_finished: Callable[[str, float], None] = lambda name, seconds: None
     """Called with each check's name and seconds, for progress."""
 
 
-@dataclass(frozen=True)
-class _Heard:
-    """What came of one check before any decision."""
-
-    findings: Findings
-    code: str
-    text: str
-    seconds: float
-
-
-def run_gate(request: GateRequest) -> GateResult:
+def run_gate(request: GateRequest, *, crew: CheckCrew | None = None) -> GateResult | Refusal:
     """Judge a candidate.
 
     The result is a function of the request's values: neither the order of rows, nor the number of checks at once, nor
-    the time of day changes it.
+    where they run, nor the time of day changes it.
+
+    Args:
+        request: What is judged, and on what.
+        crew: Where the checks run; None is child processes of this one.
+
+    Returns:
+        The result; a refusal when the crew's lease could not be paid on.
     """
+    hearing, inputs = open_hearing(request), _fixed_inputs(request)
     return judge_hearing(
-        open_hearing(request),
+        hearing,
         candidate=request.candidate.digest,
         clock=request.clock,
-        inputs=_fixed_inputs(request),
+        inputs=inputs,
+        crew=crew,
         checks_at_once=request.checks_at_once,
+        known=None if request.cache_folder is None else _open_cache(request.cache_folder, hearing, request, inputs),
+        hidden=request.keys_folder,
         on_finished=request.on_finished,
         signed=SignedAnswers(request.waivers, request.statements, request.verify_signature),
     )
@@ -101,21 +113,25 @@ def judge_hearing(
     candidate: str,
     clock: Clock,
     inputs: dict[str, str],
-    checks_at_once: int = CHECKS_AT_ONCE,
+    crew: CheckCrew | None = None,
+    checks_at_once: int = 0,
+    known: KnownChecks | None = None,
+    hidden: Path | None = None,
     on_finished: Callable[[str, float], None] = lambda name, seconds: None,
     signed: SignedAnswers | None = None,
-) -> GateResult:
+) -> GateResult | Refusal:
     """Hear all checks of the policy and decide; `inputs` are digests of what is not laid before the hearing itself."""
     policy = hearing.policy
-    with _one_thread_each():
-        heard = hear_checks(
-            policy.checks,
-            hear=lambda rule: CHECKS[rule.kind](rule, hearing),
-            clock=clock,
-            checks_at_once=checks_at_once,
-            on_finished=on_finished,
-        )
     digests, counts = _describe_rows(hearing)
+    with _one_thread_each():
+        if crew is None:
+            load_libraries(rule.kind for rule in policy.checks)
+            answer_ahead(hearing, hidden=hidden)
+            crew = ForkCrew(partial(hear_rule, hearing=hearing), size=checks_at_once or count_cores(), hidden=hidden)
+        heard = hear_checks(policy.checks, crew=crew, clock=clock, known=known, on_finished=on_finished)
+        if isinstance(heard, Refusal):
+            return heard
+        context = call_apart(partial(_context, hearing), time_limit=AHEAD_SECONDS, hidden=hidden)
     checks = (signed or SignedAnswers()).add_to(
         decide_checks(policy, heard), policy=policy, candidate=candidate, now_us=hearing.now_us
     )
@@ -126,8 +142,35 @@ def judge_hearing(
         inputs={**inputs, **digests},
         settings={"alpha": policy.alpha, "seed": hearing.seed, "rows": counts},
         checks=checks,
-        context=_context(hearing),
+        context=context or {},
     )
+
+
+def hear_rule(rule: AnyRule, *, hearing: Hearing) -> Findings:
+    """Run one check where this is called."""
+    return CHECKS[rule.kind](rule, hearing)
+
+
+def count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def answer_ahead(hearing: Hearing, *, hidden: Path | None = None) -> None:
+    """Let a child answer all rows once, for all checks; what fails is left to each check, which says why."""
+
+    def answer() -> dict[str, Answers]:
+        found = {"test answers": hearing.test_answers}
+        if any(rule.kind == "membership" for rule in hearing.policy.checks):
+            found["train answers"] = hearing.train_answers
+        return found
+
+    for key, value in (call_apart(answer, time_limit=AHEAD_SECONDS, hidden=hidden) or {}).items():
+        hearing.once(key, partial(_same, value))
+
+
+def _same(value: Answers) -> Answers:
+    return value
 
 
 @contextmanager
@@ -167,55 +210,16 @@ def open_hearing(request: GateRequest) -> Hearing:
     )
 
 
-def hear_checks(
-    rules: tuple[AnyRule, ...],
-    *,
-    hear: Callable[[AnyRule], Findings],
-    clock: Clock,
-    checks_at_once: int,
-    on_finished: Callable[[str, float], None] = lambda name, seconds: None,
-) -> dict[str, _Heard]:
-    """Run checks side by side; one that crashes or takes too long hurts no other."""
-    with ThreadPoolExecutor(max_workers=checks_at_once, thread_name_prefix="check") as pool:
-        futures: dict[str, Future[_Heard]] = {
-            rule.name: pool.submit(_hear_one, rule, hear, clock, on_finished) for rule in rules
-        }
-        return {name: future.result() for name, future in futures.items()}
-
-
-def _hear_one(
-    rule: AnyRule, hear: Callable[[AnyRule], Findings], clock: Clock, on_finished: Callable[[str, float], None]
-) -> _Heard:
-    """One check in a thread of its own, which is left behind when the time is over (Python cannot end a thread)."""
-    started_us = clock.monotonic_us()
-    found: list[_Heard] = []
-
-    def work() -> None:
-        try:
-            findings, code, text = hear(rule), "", ""
-        except NotEvaluableError as error:
-            findings, code, text = Findings(()), error.code, error.text
-        except Exception as error:
-            findings, code, text = Findings(()), "crashed", f"the check crashed: {type(error).__name__}: {error}"
-        found.append(_Heard(findings, code, text, seconds=0.0))
-
-    thread = threading.Thread(target=work, name=f"check-{rule.name}", daemon=True)
-    thread.start()
-    thread.join(timeout=rule.time_limit)
-    seconds = (clock.monotonic_us() - started_us) / SECOND_US
-    on_finished(rule.name, seconds)
-    if not found:
-        return _Heard(Findings(()), "time-out", f"stopped after its limit of {rule.time_limit:g} s", seconds)
-    return _Heard(found[0].findings, found[0].code, found[0].text, seconds)
-
-
-def decide_checks(policy: Policy, heard: dict[str, _Heard]) -> tuple[CheckResult, ...]:
+def decide_checks(policy: Policy, heard: dict[str, Heard]) -> tuple[CheckResult, ...]:
     """Verdicts of all checks, from everything that was heard."""
     evaluable = {name: one.findings for name, one in heard.items() if not one.code}
     for name, one in list(evaluable.items()):
         if any(_is_broken(claim.evidence) for claim in one.claims):
-            heard[name] = _Heard(
-                Findings(()), "not-finite", "the check gave NaN instead of evidence", heard[name].seconds
+            heard[name] = replace(
+                heard[name],
+                findings=Findings(()),
+                code="not-finite",
+                text="the check gave NaN instead of evidence",
             )
             del evaluable[name]
     blocking = frozenset(rule.name for rule in policy.checks if rule.blocking)
@@ -230,7 +234,7 @@ def _is_broken(evidence: object) -> bool:
     return not bool(np.isfinite(numbers).all())
 
 
-def _result(rule: AnyRule, heard: _Heard, judged: tuple[JudgedClaim, ...] | None) -> CheckResult:
+def _result(rule: AnyRule, heard: Heard, judged: tuple[JudgedClaim, ...] | None) -> CheckResult:
     claims: tuple[JudgedClaim, ...] = judged or ()
     verdict, code, explanation = Verdict.UNDECIDED, heard.code, heard.text
     if judged is not None:
@@ -269,6 +273,36 @@ def _fixed_inputs(request: GateRequest) -> dict[str, str]:
         if folder is not None and folder.is_dir():
             digests[name] = digest_folder(folder)
     return {name: digest for name, digest in digests.items() if digest}
+
+
+def _open_cache(folder: Path, hearing: Hearing, request: GateRequest, inputs: dict[str, str]) -> CheckCache:
+    """Findings depend on model, rows, champion, this code, the seed and the head of the policy."""
+    policy = request.policy
+    fixed = {name: digest for name, digest in inputs.items() if name not in {"incidents", "project_checks"}}
+    shared = {
+        **fixed,
+        **_describe_rows(hearing)[0],
+        "candidate": request.candidate.digest,
+        "code": digest_code("mlops.evaluation"),
+        "seed": request.seed,
+        "alpha": policy.alpha,
+        "favourable": policy.favourable_class,
+        "classes": list(hearing.classes),
+    }
+    today = datetime.fromtimestamp(hearing.now_us / SECOND_US, tz=UTC).date().isoformat()
+    of_kind = {
+        "incidents": {"cases": inputs.get("incidents", ""), "today": today},
+        "project": {"functions": inputs.get("project_checks", "")},
+        "reference-membership": {"audit": _digest_arrays(request.audit)},
+    }
+    return CheckCache(folder, inputs=shared, of_kind=of_kind)
+
+
+def _digest_arrays(value: AuditPool | None) -> str:
+    if value is None:
+        return ""
+    parts = [np.ascontiguousarray(getattr(value, field.name)) for field in fields(value)]
+    return digest_bytes(b"".join(f"{part.dtype}{part.shape}".encode() + part.tobytes() for part in parts))
 
 
 def _describe_rows(hearing: Hearing) -> tuple[dict[str, str], dict[str, int]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from mlops.clock import Clock
 from mlops.datasets.version import load_dataset_version, read_split
 from mlops.errors import ProjectError, Refusal
+from mlops.evaluation.check_crew import CheckCrew
 from mlops.evaluation.gate import GateRequest, run_gate
 from mlops.evaluation.policy import Policy, load_policy
 from mlops.evaluation.rows import rows_of_table
@@ -62,6 +63,8 @@ def prepare_request(
         project_checks_folder=places.root / "evaluation" / "checks",
         incidents_folder=places.root / "evaluation" / "incidents",
         dataset_digest=version.digest,
+        cache_folder=places.cache / "checks",
+        keys_folder=places.keys_folder,
     )
 
 
@@ -77,9 +80,11 @@ def spend_look_of(ledger: Ledger, request: GateRequest) -> int | Refusal:
     )
 
 
-def judge_candidate(places: Places, request: GateRequest) -> Judgement:
-    """Run the gate and keep what it says."""
-    result = run_gate(request)
+def judge_candidate(places: Places, request: GateRequest, *, crew: CheckCrew | None = None) -> Judgement | Refusal:
+    """Run the gate and keep what it says; a refusal when the crew's lease could not be paid on."""
+    result = run_gate(request, crew=crew)
+    if isinstance(result, Refusal):
+        return result
     return Judgement(result=result, folder=keep_result(places, result, judged_us=request.clock.now_us()))
 
 

@@ -74,12 +74,11 @@ class SelfTestLine:
 
 def run_self_test(clock: Clock, *, seed: int = 0, planted: tuple[Planted, ...] = PLANTED) -> tuple[SelfTestLine, ...]:
     """Judge every planted model."""
-    return tuple(
-        SelfTestLine(
-            one,
-            judge_hearing(
-                open_planted(one, policy=self_test_policy(), seed=seed), candidate=one.name, clock=clock, inputs={}
-            ),
-        )
-        for one in planted
-    )
+    return tuple(SelfTestLine(one, _judge(one, clock, seed=seed)) for one in planted)
+
+
+def _judge(planted: Planted, clock: Clock, *, seed: int) -> GateResult:
+    hearing = open_planted(planted, policy=self_test_policy(), seed=seed)
+    result = judge_hearing(hearing, candidate=planted.name, clock=clock, inputs={})
+    assert isinstance(result, GateResult), "processes of this machine need no lease"
+    return result

@@ -54,6 +54,8 @@ def gate_step(bench: Workbench, *, product: str, candidate: str, manifest: str, 
         if isinstance(looks, Refusal):
             return looks
         judgement = judge_candidate(places, request)
+        if isinstance(judgement, Refusal):
+            return judgement
         result = judgement.result
         with open_mirror(places, clock=clock) as mirror:
             mirror.log_file(run_id, judgement.folder, folder="gate")

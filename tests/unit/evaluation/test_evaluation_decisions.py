@@ -2,9 +2,11 @@
 
 import pytest
 
-from mlops.clock import FakeClock, SystemClock
+from mlops.clock import SystemClock
+from mlops.evaluation.check_crew import Heard, hear_checks
 from mlops.evaluation.decisions import combine_verdicts, decide_claims, explain_verdict
-from mlops.evaluation.gate import decide_checks, hear_checks
+from mlops.evaluation.fork_crew import ForkCrew
+from mlops.evaluation.gate import decide_checks
 from mlops.evaluation.policy import Policy
 from mlops.evaluation.rates import Evidence
 from mlops.evaluation.verdicts import Claim, Findings, GateResult, NotEvaluableError, Verdict
@@ -33,7 +35,8 @@ def policy(*rules: str) -> Policy:
 
 def judge(used: Policy, hear: object) -> GateResult:
     assert callable(hear)
-    heard = hear_checks(used.checks, hear=hear, clock=SystemClock(), checks_at_once=2)
+    heard = hear_checks(used.checks, crew=ForkCrew(hear, size=2), clock=SystemClock())
+    assert isinstance(heard, dict)
     return GateResult("p", "sha256:0", used.digest, {}, {"alpha": 0.05, "seed": 0}, decide_checks(used, heard))
 
 
@@ -119,36 +122,11 @@ def test_a_check_without_claims_shows_nothing() -> None:
     assert (result.verdict, result.checks[0].code) == (Verdict.UNDECIDED, "nothing-checked")
 
 
-def test_a_slow_check_times_out_and_the_others_are_heard() -> None:
-    import threading
-
-    release = threading.Event()
-    slow = policy(", time_limit: 1s", "")
-
-    def hear(rule: object) -> Findings:
-        if getattr(rule, "name", "") == "c0":
-            release.wait(30)
-        return Findings((claim(GOOD),))
-
-    try:
-        result = judge(slow, hear)
-    finally:
-        release.set()
-    assert [check.code for check in result.checks] == ["time-out", ""]
-    assert result.verdict is Verdict.UNDECIDED
-
-
 def test_the_digest_does_not_depend_on_time() -> None:
     used = policy("")
 
     def result(seconds: float) -> GateResult:
-        clock = FakeClock()
-
-        def hear(rule: object) -> Findings:
-            clock.advance(seconds)
-            return Findings((claim(GOOD),))
-
-        heard = hear_checks(used.checks, hear=hear, clock=clock, checks_at_once=1)
+        heard = {"c0": Heard(Findings((claim(GOOD),)), seconds=seconds)}
         return GateResult("p", "sha256:0", used.digest, {}, {}, decide_checks(used, heard))
 
     quick, slow = result(0.1), result(9.0)
