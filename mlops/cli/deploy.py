@@ -81,6 +81,7 @@ def reconcile(environment: str | None, *, watch: bool, dry_run: bool) -> None:
         outcome = make_reconciler(site, rules).run_once()
         reasons += outcome.reasons
         _say_converged(outcome)
+        _open_incidents(site, rules.name)
     if reasons:
         refuse(Refusal(tuple(reasons)), what="not everything serves as was desired")
 
@@ -150,9 +151,19 @@ def _watch(site: Site, every: list[EnvironmentSpec]) -> None:
         for number, watcher in enumerate(watchers):
             outcome = next(watcher, None)
             text = _describe(outcome)
+            if text:
+                _open_incidents(site, every[number].name)
             if text and told.get(number) != text:
                 click.echo(text, err=True)
             told[number] = text
+
+
+def _open_incidents(site: Site, environment: str) -> None:
+    """A version that failed and was returned from is an incident; what an earlier, killed call left is opened, too."""
+    from mlops.incidents.automatic import open_for_returns
+
+    for row in open_for_returns(site, environment):
+        click.echo(f"opened {row.incident_id}: {row.title}   (mlops incident list)", err=True)
 
 
 def _describe(outcome: ReconcileOutcome | Refusal | MlopsError | None) -> str:

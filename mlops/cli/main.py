@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "promote": ("mlops.cli.promote:promote", "Move an environment to a model version, on evidence."),
     "rollback": ("mlops.cli.rollback:rollback", "Move an environment back to the last known good version."),
     "deploy": ("mlops.cli.deploy:deploy", "Serve the desired state; show and render it."),
+    "incident": ("mlops.cli.incident:incident", "Open, list and close incidents."),
     "trace": ("mlops.cli.trace:trace", "Walk back from a version to everything it was made of."),
     "audit": ("mlops.cli.audit:audit", "Verify signatures and digests of a chain."),
     "rebuild": ("mlops.cli.rebuild:rebuild", "Rebuild a release from its attestations and compare digests."),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,12 @@ from mlops.evaluation.policy import Change, IncidentsRule
 from mlops.evaluation.rates import Evidence
 from mlops.evaluation.rows import Rows
 from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
+from mlops.provenance.digest import digest_json
 from mlops.specs import Spec, load_spec
+
+if TYPE_CHECKING:
+    from mlops.evaluation.judged import JudgedModel
+    from mlops.training.contract import Contract
 
 NEIGHBOURS = 200
 
@@ -47,6 +52,8 @@ class IncidentCase(Spec):
 
     version: Literal[1]
     id: str
+    product: str = ""
+    """Whose model it is about; empty: of every product."""
     title: str
     severity: Literal[1, 2, 3]
     origin: str
@@ -57,6 +64,11 @@ class IncidentCase(Spec):
     """Feature to number or category name."""
     relation: Relation
     neighbourhood: tuple[Change, ...] = Field(min_length=1)
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of what the case asks; its wording and how long it is kept do not count."""
+        return digest_json(self.model_dump(mode="json", exclude={"title", "origin", "expires"}))
 
 
 def load_cases(folder: Path) -> tuple[IncidentCase, ...]:
@@ -72,6 +84,7 @@ def check_incidents(rule: IncidentsRule, hearing: Hearing) -> Findings:
     """Every open case with its neighbourhood; a corpus without open cases holds trivially and says so."""
     folder = hearing.incidents_folder
     cases = load_cases(folder) if folder is not None and folder.is_dir() else ()
+    cases = tuple(case for case in cases if case.product in ("", hearing.policy.product))
     today = datetime.fromtimestamp(hearing.now_us / SECOND_US, tz=UTC).date()
     opened = [case for case in cases if case.expires >= today]
     claims = [_judge(case, rule, hearing) for case in opened]
@@ -79,19 +92,59 @@ def check_incidents(rule: IncidentsRule, hearing: Hearing) -> Findings:
         fact = Evidence(0.0, 0.0, 0.0, p_good=0.0, p_bad=1.0)
         claims = [Claim("no open case", "at most", rule.maximum, n=0, evidence=fact, text="no incident is on record")]
     expired = [case.id for case in cases if case.expires < today]
-    return Findings(tuple(claims), {"cases": [case.id for case in opened], "expired": expired})
+    return Findings(tuple(claims), {"cases": {case.id: case.digest for case in opened}, "expired": expired})
 
 
-def _judge(case: IncidentCase, rule: IncidentsRule, hearing: Hearing) -> Claim:
+def draw_neighbours(case: IncidentCase, contract: Contract, *, seed: int) -> dict[str, NDArray[Any]]:
+    """The case's input first, then rows drawn from its neighbourhood: features of `NEIGHBOURS` rows in all.
+
+    Raises:
+        NotEvaluableError: The case does not fit the contract.
+    """
     from mlops.evaluation.attack_surface import plan_surface  # loads torch, which costs seconds
 
-    surface = plan_surface(_row_of(case, hearing), contract=hearing.model.contract, changes=case.neighbourhood)
-    rng = np.random.default_rng(hearing.seed_of(f"incident {case.id}"))
+    surface = plan_surface(_row_of(case, contract), contract=contract, changes=case.neighbourhood)
+    rng = np.random.default_rng(seed)
     low, high = surface.row_limits()
     flat = (low + rng.random((NEIGHBOURS, surface.width)) * (high - low)).astype(np.float32)
     flat[0], flat[:, 0] = surface.encode()[0], 0.0
-    features = surface.decode(flat)
-    is_violated = _violations(case.relation, features, hearing)
+    return surface.decode(flat)
+
+
+def find_violations(
+    relation: Relation, features: dict[str, NDArray[Any]], *, model: JudgedModel, favourable: int
+) -> NDArray[np.bool_]:
+    """Which rows do not have what must hold.
+
+    Raises:
+        NotEvaluableError: There is no such class or input, or the model does not run.
+    """
+    answers, classes = model.answer(features), model.contract.classes
+    if relation.kind in {"equals", "is-not"}:
+        if relation.answer not in classes:
+            raise NotEvaluableError("case-wrong", f"there is no class {relation.answer!r}")
+        is_answer = answers.classes == classes.index(relation.answer or "")
+        return ~is_answer if relation.kind == "equals" else is_answer
+    chance = answers.probabilities[:, favourable]
+    if relation.kind == "bound":
+        return (chance < relation.minimum) | (chance > relation.maximum)
+    column = next((column for column in model.contract.inputs if column.name == relation.column), None)
+    if column is None:
+        raise NotEvaluableError("case-wrong", f"the model has no input {relation.column!r}")
+    own = features[column.name]
+    if relation.kind == "monotone":
+        raised = model.answer({**features, column.name: own + np.float32(relation.step)})
+        return chance - raised.probabilities[:, favourable] > 1e-6
+    is_changed = np.zeros(len(own), dtype=bool)
+    for code in range(len(column.categories or ())):
+        other = model.answer({**features, column.name: np.full_like(own, code)})
+        is_changed |= other.classes != answers.classes
+    return is_changed
+
+
+def _judge(case: IncidentCase, rule: IncidentsRule, hearing: Hearing) -> Claim:
+    features = draw_neighbours(case, hearing.model.contract, seed=hearing.seed_of(f"incident {case.id}"))
+    is_violated = find_violations(case.relation, features, model=hearing.model, favourable=hearing.favourable)
     text = f"severity {case.severity}, {case.title}; {_in_training(case, hearing)}"
     if case.severity > 1:
         claim = claim_at_most(case.id, is_violated, maximum=rule.maximum, alpha=hearing.policy.alpha)
@@ -101,34 +154,10 @@ def _judge(case: IncidentCase, rule: IncidentsRule, hearing: Hearing) -> Claim:
     return Claim(case.id, "at most", 0.0, n=NEIGHBOURS, evidence=fact, text=text)
 
 
-def _violations(relation: Relation, features: dict[str, NDArray[Any]], hearing: Hearing) -> NDArray[np.bool_]:
-    answers = hearing.model.answer(features)
-    if relation.kind in {"equals", "is-not"}:
-        if relation.answer not in hearing.classes:
-            raise NotEvaluableError("case-wrong", f"there is no class {relation.answer!r}")
-        is_answer = answers.classes == hearing.classes.index(relation.answer or "")
-        return ~is_answer if relation.kind == "equals" else is_answer
-    chance = answers.probabilities[:, hearing.favourable]
-    if relation.kind == "bound":
-        return (chance < relation.minimum) | (chance > relation.maximum)
-    column = next((column for column in hearing.model.contract.inputs if column.name == relation.column), None)
-    if column is None:
-        raise NotEvaluableError("case-wrong", f"the model has no input {relation.column!r}")
-    own = features[column.name]
-    if relation.kind == "monotone":
-        raised = hearing.model.answer({**features, column.name: own + np.float32(relation.step)})
-        return chance - raised.probabilities[:, hearing.favourable] > 1e-6
-    is_changed = np.zeros(len(own), dtype=bool)
-    for code in range(len(column.categories or ())):
-        other = hearing.model.answer({**features, column.name: np.full_like(own, code)})
-        is_changed |= other.classes != answers.classes
-    return is_changed
-
-
-def _row_of(case: IncidentCase, hearing: Hearing) -> Rows:
+def _row_of(case: IncidentCase, contract: Contract) -> Rows:
     """The case's input as one row."""
     features: dict[str, NDArray[Any]] = {}
-    for column in hearing.model.contract.inputs:
+    for column in contract.inputs:
         if column.name not in case.input:
             raise NotEvaluableError("case-wrong", f"incident {case.id} lacks a value of {column.name}")
         value = case.input[column.name]
@@ -141,7 +170,7 @@ def _row_of(case: IncidentCase, hearing: Hearing) -> Rows:
 
 
 def _in_training(case: IncidentCase, hearing: Hearing) -> str:
-    row = _row_of(case, hearing).features
+    row = _row_of(case, hearing.model.contract).features
     train = hearing.train.features
     is_equal = np.logical_and.reduce([train[name].reshape(-1) == row[name][0] for name in row if train[name].ndim == 1])
     found = int(is_equal.sum())

@@ -245,3 +245,15 @@ def _row(kind: Any, row: Any, *, decode: tuple[str, ...] = ()) -> Any:
 def _sweep(row: Any) -> SweepRow:
     sweep: SweepRow = _row(SweepRow, row, decode=("spec", "inputs"))
     return sweep
+
+
+def load_trial_seconds(connection: sa.Connection, product: str) -> tuple[float, ...]:
+    """Run times of a product's finished trials, newest first, for forecasts."""
+    query = (
+        sa.select(trials.c.started_us, trials.c.finished_us)
+        .join(sweeps, sweeps.c.sweep_id == trials.c.sweep_id)
+        .where(sweeps.c.product == product, trials.c.state == COMPLETE, trials.c.finished_us.is_not(None))
+        .order_by(trials.c.finished_us.desc())
+        .limit(200)
+    )
+    return tuple((row.finished_us - row.started_us) / 1e6 for row in connection.execute(query))

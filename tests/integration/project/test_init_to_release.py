@@ -123,3 +123,54 @@ def test_the_command_of_the_workflow_works_as_written(released: tuple[NewProject
         text=True,
     ).stdout
     assert re.fullmatch(r"--changed [0-9a-f]{40}\.\.HEAD\n", shown)
+
+
+REQUEST = {"months": 3, "spend": 80.5, "calls": 4, "plan": "basic"}
+
+
+def test_a_wrong_answer_becomes_a_case_that_stops_the_next_release(released: tuple[NewProject, str]):
+    project, _ = released
+    project.check("release", "churn")  # another test may have committed a new policy
+    report = ["incident", "open", "churn@latest", "--severity", "1", "--title", "Told to leave", "--reason", "ticket 7"]
+    (project.folder / "request.json").write_text(json.dumps({"instances": [REQUEST]}), encoding="utf-8")
+
+    def open_(*arguments: str) -> subprocess.CompletedProcess[str]:
+        with (project.folder / "request.json").open("rb") as body:
+            command = [sys.executable, "-m", "mlops.cli", *report, *arguments]
+            return subprocess.run(
+                command,
+                cwd=project.folder,
+                env=project.environment,
+                stdin=body,
+                capture_output=True,
+                text=True,
+                timeout=280,
+            )
+
+    answers = {word: open_("--expect", f"equals {word}", "--dry-run") for word in ("yes", "no")}
+    right = next(word for word, done in answers.items() if "answers-as-expected" in done.stderr)
+    wrong = "no" if right == "yes" else "yes"
+    assert answers[wrong].returncode == 0, answers[wrong].stderr
+    assert "would open" in answers[wrong].stdout
+    assert project.check("incident", "list") == "no open incident\n"
+
+    opened = json.loads(open_("--expect", f"equals {wrong}", "--json").stdout)
+    again = json.loads(open_("--expect", f"equals {wrong}", "--json").stdout)
+    assert opened["incident"]["incident_id"] == again["incident"]["incident_id"]
+    assert (opened["is_new"], again["is_new"]) == (True, False)
+    assert opened["case"]["input"] != REQUEST
+    assert 1 in [version["number"] for version in opened["affected"]["versions"]]
+    assert "sweep" in opened["retrain"]["reused"]
+    assert "gate" in opened["retrain"]["to_run"]
+    case = project.folder / opened["incident"]["case_path"]
+    assert case.is_file()
+
+    (project.folder / "request.json").unlink()
+    project.commit("Keep the incident")
+    stopped = project.run("release", "churn")
+    assert stopped.returncode == 1, stopped.stdout
+    assert opened["incident"]["incident_id"] in stopped.stderr
+    closing = project.run("incident", "close", opened["incident"]["incident_id"])
+    assert (closing.returncode, "nothing-serves" in closing.stderr) == (1, True)
+    case.unlink()
+    project.commit("Let it go, so that other tests may release")

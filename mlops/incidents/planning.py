@@ -1,0 +1,133 @@
+"""What can be done about an incident: the rollback that would help now, and the retrain that mends it, with its cost.
+
+Leaves to others: doing it (`mlops rollback`, `mlops release`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlops.budgets.opening import open_lease_book
+from mlops.budgets.planning import forecast_for
+from mlops.deploy.environment import load_environment
+from mlops.deploy.site import Site
+from mlops.deploy.sql_deployments import FAILED, load_deployments
+from mlops.deploy.state_keeper import load_desired_state
+from mlops.deploy.withdrawal import plan_rollback
+from mlops.errors import MlopsError, Refusal
+from mlops.incidents.affected import Affected
+from mlops.project.opening import Project
+from mlops.provenance.steps import StepMissing
+from mlops.release import STEPS, bake
+from mlops.training.spec import SweepSpec, load_sweep_spec
+from mlops.training.sql_trials import load_trial_seconds
+from mlops.units import Accelerators, render_money
+
+
+@dataclass(frozen=True)
+class RollbackOffer:
+    """What a rollback of one environment would do."""
+
+    environment: str
+    command: str
+    """Empty when none would help."""
+    text: str
+
+
+@dataclass(frozen=True)
+class RetrainPlan:
+    """What `mlops release` would do now."""
+
+    reused: tuple[str, ...]
+    to_run: tuple[str, ...]
+    cost: str
+    """Forecast of a new sweep, for people."""
+    advice: str
+
+
+def plan_rollbacks(site: Site, product: str, affected: Affected) -> tuple[RollbackOffer, ...]:
+    """For every environment that serves an affected version: the command that takes it to one that is not affected."""
+    offers: list[RollbackOffer] = []
+    bad = {version.number for version in affected.versions}
+    for name in sorted({entry.environment for entry in affected.environments if entry.role == "serves"}):
+        rules = load_environment(site.places, name)
+        release = load_desired_state(site, name).find_product(product)
+        if release is None:
+            continue
+        leave = release.versions[0].image
+        command = f"mlops rollback {name} --product {product}"
+        usual = plan_rollback(site, rules, release, leave=leave)
+        if not isinstance(usual, Refusal) and usual.versions[0].number not in bad:
+            offers.append(RollbackOffer(name, command, f"goes back to version {usual.versions[0].number}"))
+            continue
+        with site.ledger.read() as connection:
+            rows = load_deployments(connection, environment=name, product=product)
+        others = dict.fromkeys(row.number for row in rows if row.outcome != FAILED and row.number not in bad)
+        good = next(
+            (
+                number
+                for number in others
+                if not isinstance(plan_rollback(site, rules, release, leave=leave, to=number), Refusal)
+            ),
+            None,
+        )
+        if good is not None:
+            offers.append(RollbackOffer(name, f"{command} --to {good}", f"goes back to version {good}"))
+        else:
+            text = "no version that served well here answers better; only a new release mends it"
+            offers.append(RollbackOffer(name, "", text))
+    return tuple(offers)
+
+
+def plan_retrain(project: Project, product: str) -> RetrainPlan:
+    """What a release would reuse and do as the project lies here, and what a new sweep would cost."""
+    reused: list[str] = []
+    preview = project.preview()
+    try:
+        bake(preview, product, allow_dirty=True, say=lambda line: _note(line, reused))
+        to_run: tuple[str, ...] = ()
+    except StepMissing:
+        to_run = tuple(STEPS)[len(reused) :]
+    except MlopsError as error:
+        return RetrainPlan(tuple(reused), tuple(STEPS)[len(reused) :], "", f"a release cannot start: {error.message}")
+    is_same_winner = "sweep" in reused
+    advice = (
+        "the sweep would be reused, and its winner is what failed: change data, trainer, search space or seed first"
+        if is_same_winner
+        else "the sweep would run anew; the gate then judges its winner by this case too"
+    )
+    return RetrainPlan(tuple(reused), to_run, _forecast(project, product), advice)
+
+
+def _note(line: str, reused: list[str]) -> None:
+    if line.strip().startswith("reused"):
+        reused.append(tuple(STEPS)[len(reused)])
+
+
+def _forecast(project: Project, product: str) -> str:
+    """Cost and time of a sweep as the spec has it, by the trials that this product has finished."""
+    spec = load_sweep_spec(project.places.sweep_file(product))
+    open_lease_book(project.places, project.ledger, project.clock, project.ids)  # budget files as they are now
+    with project.ledger.read() as connection:
+        seconds = load_trial_seconds(connection, product)
+        try:
+            forecast, holdings = forecast_for(
+                connection,
+                budget=spec.budget,
+                trials=spec.trials,
+                at_once=spec.groups,
+                accelerators=_of_a_trial(spec),
+                hint_seconds=None,
+                finished_seconds=seconds,
+                now_us=project.clock.now_us(),
+            )
+        except MlopsError as error:
+            return f"no forecast: {error.message}"
+    short = [each.scope.removeprefix("budget:") for each in holdings if not each.holds_p90]
+    held = f"; more than is left in {', '.join(short)}" if short else "; the budgets hold it"
+    cost = f"{render_money(forecast.cost_p50)} (P50) to {render_money(forecast.cost_p90)} (P90)"
+    return f"{cost}, {forecast.seconds_p50 / 60:.1f} to {forecast.seconds_p90 / 60:.1f} min, by {forecast.basis}{held}"
+
+
+def _of_a_trial(spec: SweepSpec) -> Accelerators:
+    return Accelerators(spec.accelerators.kind, spec.accelerators.count * spec.workers)
