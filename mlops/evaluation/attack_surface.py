@@ -1,13 +1,14 @@
 """What an attacker may change of a row, and nothing else: the constraint that every attack here works under.
 
-Attacks work on flat vectors: one unit per allowed step of a changeable number, one weight per category of a changeable
-category column, and the row's number in front (so that everything unchangeable is looked up, never attacked). `decode`
+Attacks work on flat vectors: one unit per allowed step of a changeable number (of each value of a tensor, as a pixel of
+an image), one weight per category of a changeable category column, and the row's number in front (so that everything unchangeable is looked up, never attacked). `decode`
 turns a flat vector back into a valid row: ranges and whole numbers kept, exactly one category, only allowed ones.
 Leaves to others: the attacks themselves (checks/evasion.py, torch_attacks.py).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,12 +30,22 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class NumberPart:
-    """A changeable number at one position of the flat vector."""
+    """A changeable number, or tensor of numbers, at its positions of the flat vector."""
 
     column: InputColumn
-    position: int
+    start: int
     up: float
     down: float
+
+    @property
+    def size(self) -> int:
+        """Values per row: 1 for a plain number."""
+        return math.prod(self.column.shape)
+
+    @property
+    def span(self) -> slice:
+        """Positions in the flat vector."""
+        return slice(self.start, self.start + self.size)
 
     @property
     def unit(self) -> float:
@@ -80,8 +91,8 @@ class Surface:
         flat = self.encode()
         low, high = flat.min(axis=0), flat.max(axis=0)
         for part in self.numbers:
-            low[part.position] -= 1
-            high[part.position] += 1
+            low[part.span] -= 1
+            high[part.span] += 1
         for group in self.categories:
             low[group.start : group.start + group.size], high[group.start : group.start + group.size] = 0.0, 1.0
         high[0] = max(high[0], 1.0)
@@ -91,11 +102,11 @@ class Surface:
         """Lowest and highest flat value of each position of each row, `[N, width]` both."""
         low, high = self.encode(), self.encode()
         for part in self.numbers:
-            own = self.rows.features[part.column.name]
+            own = self._values(part)
             least = -np.inf if part.column.minimum is None else part.column.minimum
             most = np.inf if part.column.maximum is None else part.column.maximum
-            low[:, part.position] = np.minimum(np.maximum(own - part.down, least), own) / part.unit
-            high[:, part.position] = np.maximum(np.minimum(own + part.up, most), own) / part.unit
+            low[:, part.span] = np.minimum(np.maximum(own - part.down, least), own) / part.unit
+            high[:, part.span] = np.maximum(np.minimum(own + part.up, most), own) / part.unit
         for group in self.categories:
             low[:, group.start : group.start + group.size] = 0.0
             high[:, group.start : group.start + group.size] = 1.0
@@ -106,7 +117,7 @@ class Surface:
         flat = np.zeros((len(self.rows), self.width), dtype=np.float32)
         flat[:, 0] = np.arange(len(self.rows))
         for part in self.numbers:
-            flat[:, part.position] = self.rows.features[part.column.name] / part.unit
+            flat[:, part.span] = self._values(part) / part.unit
         for group in self.categories:
             flat[np.arange(len(self.rows)), group.start + self.rows.features[group.column.name]] = 1.0
         return flat
@@ -126,19 +137,23 @@ class Surface:
             features[group.column.name] = weights.argmax(axis=1).astype(np.int64)
         return features
 
+    def _values(self, part: NumberPart) -> Floats:
+        """The unchanged values of a number or tensor as `[N, size]`."""
+        return self.rows.features[part.column.name].reshape(len(self.rows), -1)
+
     def _decode_number(self, part: NumberPart, flat: Floats, *, chosen: NDArray[np.int64]) -> Floats:
-        own = self.rows.features[part.column.name][chosen].astype(np.float64)
+        own = self._values(part)[chosen].astype(np.float64)
         low, high = own - part.down, own + part.up
         if part.column.minimum is not None:
             low = np.maximum(low, np.minimum(part.column.minimum, own))
         if part.column.maximum is not None:
             high = np.minimum(high, np.maximum(part.column.maximum, own))
-        wanted = np.nan_to_num(flat[:, part.position].astype(np.float64) * part.unit)
+        wanted = np.nan_to_num(flat[:, part.span].astype(np.float64) * part.unit)
         moved = np.clip(wanted, low, high)
         if part.column.integer:
             moved = np.clip(np.rint(moved), np.ceil(low), np.floor(high))
         unchanged = np.abs(wanted - own) < 1e-4 * part.unit  # float32 units do not round-trip exactly
-        return np.where(unchanged, own, moved).astype(np.float32)
+        return np.where(unchanged, own, moved).astype(np.float32).reshape(len(flat), *part.column.shape)
 
     def count_infeasible(self, features: Mapping[str, NDArray[Any]], *, chosen: NDArray[np.int64]) -> int:
         """Rows that break a rule of the surface: an independent check of `decode`."""
@@ -150,9 +165,10 @@ class Surface:
             if name in allowed_numbers:
                 part = allowed_numbers[name]
                 slack = 1e-3 * part.unit
-                broken |= (values > own + part.up + slack) | (values < own - part.down - slack)
+                is_outside = (values > own + part.up + slack) | (values < own - part.down - slack)
                 if part.column.integer:
-                    broken |= (values != np.rint(values)) & (values != own)
+                    is_outside |= (values != np.rint(values)) & (values != own)
+                broken |= is_outside.reshape(len(chosen), -1).any(axis=1)
             elif name in allowed_categories:
                 broken |= ~np.isin(values, allowed_categories[name].allowed) & (values != own)
             else:
@@ -178,9 +194,9 @@ def plan_surface(rows: Rows, *, contract: Contract, changes: tuple[Change, ...])
             allowed = _allowed_codes(column, change)
             categories.append(CategoryPart(column, start=position, allowed=allowed))
             position += len(column.categories or ())
-        elif column.kind == "number" and (change.up or change.down):
-            numbers.append(NumberPart(column, position=position, up=change.up, down=change.down))
-            position += 1
+        elif change.up or change.down:
+            numbers.append(NumberPart(column, start=position, up=change.up, down=change.down))
+            position += numbers[-1].size
         else:
             raise NotEvaluableError("change-impossible", f"{change.column} is a {column.kind}: state what changes")
     return Surface(rows, tuple(numbers), tuple(categories), width=position)
@@ -216,7 +232,7 @@ class RelaxedModel(torch.nn.Module):
         chosen = flat[:, 0].detach().round().long()
         base = {name: values[chosen] for name, values in self.columns.items()}
         for part in self.surface.numbers:
-            base[part.column.name] = flat[:, part.position] * part.unit
+            base[part.column.name] = flat[:, part.span].reshape(len(flat), *part.column.shape) * part.unit
         variants = [(group, code) for group in self.surface.categories for code in group.allowed]
         stacked = {name: torch.cat([values] * (1 + len(variants))) for name, values in base.items()}
         size = len(flat)

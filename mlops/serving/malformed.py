@@ -60,10 +60,16 @@ def _of_columns(good: Mapping[str, Any], *, path: str, contract: Contract) -> li
                 bad.append(("a fraction", 0.5 if column.minimum is None else column.minimum + 0.5))
         for name, value in bad:
             content = copy.deepcopy(dict(good))
-            content["inputs"][index]["data"] = [value]
+            given = content["inputs"][index]["data"]
+            content["inputs"][index]["data"] = _with_first(given, value) if column.shape else [value]
             body = json.dumps(content).replace('"1e400"', "1e400").encode()
             found.append(MalformedRequest(name=f"{column.name} is {name}", method="POST", path=path, body=body))
     return found
+
+
+def _with_first(nested: Any, value: Any) -> Any:
+    """Nested lists with another value in their first place, so that only that value is wrong."""
+    return [_with_first(nested[0], value), *nested[1:]] if isinstance(nested, list) else value
 
 
 def _of_protocol(good: Mapping[str, Any], *, path: str) -> list[MalformedRequest]:

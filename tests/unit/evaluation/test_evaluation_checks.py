@@ -21,6 +21,7 @@ from mlops.evaluation.policy import Change, Policy
 from mlops.evaluation.rows import MISSING, Rows, rows_of_table
 from mlops.evaluation.verdicts import GateResult, NotEvaluableError, Verdict
 from mlops.specs import parse_spec
+from mlops.training.contract import make_contract
 
 HONEST = planted.PLANTED[0]
 
@@ -293,3 +294,32 @@ def test_every_kind_of_rule_has_its_function() -> None:
 
     kinds = {kind for rule in get_args(get_args(AnyRule)[0]) for kind in get_args(rule.model_fields["kind"].annotation)}
     assert kinds == set(CHECKS)
+
+
+def test_an_attack_on_images_moves_every_pixel_within_its_step_and_range() -> None:
+    images = np.random.default_rng(1).random((40, 1, 4, 4)).astype(np.float32)
+    labels = (images.mean((1, 2, 3)) > 0.5).astype(np.int64)
+    rows = Rows(features={"image": images}, labels=labels, groups={})
+    column = Column(name="image", kind="tensor", roles=("feature",), shape=(1, 4, 4), minimum=0.0, maximum=1.0)
+    contract = make_contract(
+        "pictures", features=(column,), classes=("dark", "light"), dataset=planted.CONTRACT.dataset
+    )
+    surface = plan_surface(rows, contract=contract, changes=(Change(column="image", up=0.1, down=0.05),))
+    assert surface.width == 1 + 16
+    unchanged = surface.decode(surface.encode())["image"]
+    assert (unchanged == images).all()
+    lowest, highest = (surface.decode(side)["image"] for side in surface.row_limits())
+    assert np.allclose(lowest, np.maximum(images - 0.05, 0), atol=1e-5)
+    assert np.allclose(highest, np.minimum(images + 0.1, 1), atol=1e-5)
+    wild = surface.encode() + 9 * surface.radius
+    found = surface.decode(wild)
+    assert found["image"].shape == images.shape
+    assert surface.count_infeasible(found, chosen=np.arange(40)) == 0
+    one_pixel = images.copy()
+    one_pixel[:7, 0, 3, 3] += 0.2
+    assert surface.count_infeasible({"image": one_pixel}, chosen=np.arange(40)) == 7
+    mean = planted.ScoreModule(lambda columns: columns["image"].mean((1, 2, 3)))
+    relaxed = RelaxedModel(mean, surface, contract=contract)
+    assert torch.allclose(
+        relaxed(torch.from_numpy(surface.encode())), mean({"image": torch.from_numpy(images)}), atol=1e-6
+    )
