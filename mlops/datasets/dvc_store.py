@@ -52,6 +52,14 @@ class DvcStore:
         """
         self._transfer(self.cache, [str(path) for path in files.values()], list(files), where="the cache")
 
+    def give(self, files: Mapping[str, Path]) -> None:
+        """As `add`, for scratch files that nobody needs afterwards: where the disk can, no byte is copied.
+
+        Raises:
+            DatasetError: The cache cannot be written.
+        """
+        self._transfer(self.cache, [str(path) for path in files.values()], list(files), where="the cache", link=True)
+
     def push(self, objects: Sequence[str], *, directory: str) -> None:
         """Copy objects from the cache to every remote, the `.dir` last, and check that each arrived whole.
 
@@ -118,7 +126,7 @@ class DvcStore:
         for remote in self.remotes.values():
             get_index(remote).clear()
 
-    def _transfer(self, store: Any, paths: list[str], oids: list[str], *, where: str) -> None:
+    def _transfer(self, store: Any, paths: list[str], oids: list[str], *, where: str, link: bool = False) -> None:
         from dvc.exceptions import DvcException
 
         failures: dict[str, BaseException] = {}
@@ -127,7 +135,7 @@ class DvcStore:
             changed = [oid for oid in oids if store.exists(oid) and not _is_whole(store, oid, size=sizes[oid])]
             for oid in changed:  # a half-uploaded object blocks its own repair: exists() is true
                 store.delete(oid)
-            store.add(paths, self.cache.fs, oids, hardlink=False, on_error=failures.__setitem__)
+            store.add(paths, self.cache.fs, oids, hardlink=link, on_error=failures.__setitem__)
         except (OSError, DvcException) as error:
             raise DatasetError(
                 f"cannot write to {where}: {error}", hint="is it there, reachable and writable?"

@@ -21,7 +21,7 @@ from mlops.datasets.manifest import Shard
 from mlops.datasets.node_cache import cached_file
 from mlops.datasets.rewriting import Rewrite, rewrite_shards
 from mlops.datasets.schema import SUBJECT_COLUMN
-from mlops.datasets.subject_index import Holding, find_subject, index_file
+from mlops.datasets.subject_index import Holding, find_subject, index_file, save_subjects
 from mlops.datasets.subjects import HASH_BYTES
 from mlops.datasets.tombstones import add_purged, add_tombstones, load_purged
 from mlops.datasets.version import DatasetVersion, load_dataset_version, read_shard
@@ -68,14 +68,16 @@ def forget_subjects(places: Places, name: str, subjects: Iterable[bytes]) -> For
     version = load_dataset_version(places, name)
     hit = {holding.shard.relpath: holding.shard for one in wanted for holding in find_subject(places, version, one)}
     leaving = pa.array(wanted, pa.binary(HASH_BYTES))
-    changes: dict[str, pa.Table] = {}
-    removed = 0
-    for path, shard in sorted(hit.items()):
-        rows = read_shard(version, shard)
-        kept = rows.filter(pc.invert(pc.is_in(rows.column(SUBJECT_COLUMN), value_set=leaving)))
-        removed += rows.num_rows - kept.num_rows
-        changes[path] = kept
-    rewrite = rewrite_shards(places, version, changes) if changes else None
+    before = {path: read_shard(version, shard) for path, shard in sorted(hit.items())}
+    changes = {
+        path: rows.filter(pc.invert(pc.is_in(rows.column(SUBJECT_COLUMN), value_set=leaving)))
+        for path, rows in before.items()
+    }
+    removed = sum(rows.num_rows - changes[path].num_rows for path, rows in before.items())
+    rewrite = rewrite_shards(places, version, changes, before=before) if changes else None
+    for _, successor in rewrite.replaced if rewrite is not None else ():
+        if successor is not None:
+            save_subjects(places, successor, changes[successor.relpath])
     return Forgetting(rewrite=rewrite, rows_removed=removed, subjects=len(wanted))
 
 

@@ -7,6 +7,7 @@ rewrites the pin. Leaves to others: which rows change (forgetting.py, people).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,13 +40,29 @@ class Rewrite:
     """Objects that were sent to each remote."""
 
 
-def rewrite_shards(places: Places, version: DatasetVersion, changes: Mapping[str, pa.Table]) -> Rewrite:
+@dataclass(frozen=True)
+class _Change:
+    """New rows of one shard."""
+
+    rows: pa.Table
+    before: pa.Table | None
+    """Its old rows, where they are already read."""
+
+
+def rewrite_shards(
+    places: Places,
+    version: DatasetVersion,
+    changes: Mapping[str, pa.Table],
+    *,
+    before: Mapping[str, pa.Table] | None = None,
+) -> Rewrite:
     """Replace the rows of some shards and pin the new version.
 
     Args:
         places: The project.
         version: The pinned version.
         changes: Path of a shard in the manifest to its new rows, all columns; no rows drops the shard.
+        before: Old rows of shards that the caller has already read with `read_shard`; the others are read here.
 
     Raises:
         DatasetError: The pin moved meanwhile, a path is no shard, rows of another group, a store cannot be written.
@@ -55,10 +72,10 @@ def rewrite_shards(places: Places, version: DatasetVersion, changes: Mapping[str
             raise DatasetError(
                 f"dataset {version.name} was changed by another command", hint="load the version again and repeat"
             )
-        by_part: dict[Part, dict[str, pa.Table]] = {}
+        by_part: dict[Part, dict[str, _Change]] = {}
         for path, rows in changes.items():
             part, inner = require_part(version, path)
-            by_part.setdefault(part, {})[inner] = rows
+            by_part.setdefault(part, {})[inner] = _Change(rows, (before or {}).get(path))
         digests = dict(split_digest(version.name, version.dvc_digest))
         replaced: list[tuple[Shard, Shard | None]] = []
         moved = 0
@@ -77,22 +94,23 @@ def rewrite_shards(places: Places, version: DatasetVersion, changes: Mapping[str
 
 
 def _rebuild(
-    folder: Path, old: DatasetVersion, part: Part, tables: Mapping[str, pa.Table]
+    folder: Path, old: DatasetVersion, part: Part, changes: Mapping[str, _Change]
 ) -> tuple[Build, list[tuple[Shard, Shard | None]]]:
     """New shards and manifest of one part, in `folder`."""
     shards = {shard.relpath: shard for shard in old.manifest.shards}
     sums = ColumnSums(old.manifest.columns)
     pairs: list[tuple[Shard, Shard | None]] = []
-    for path, rows in tables.items():
-        if path not in shards:
-            raise DatasetError(f"{path} is no shard of dataset {old.name}")
-        shard = shards.pop(path)
-        sums.remove(read_shard(old, shard), relpath=path)
-        successor = _write_shard(folder / path, sort_rows(rows), shard) if rows.num_rows else None
-        if successor is not None:
-            sums.add(sort_rows(rows), relpath=path)
-            shards[path] = successor
-        pairs.append((shard, successor))
+    with ThreadPoolExecutor(1, thread_name_prefix="column-sums") as pool:
+        for path, change in changes.items():
+            if path not in shards:
+                raise DatasetError(f"{path} is no shard of dataset {old.name}")
+            shard, rows = shards.pop(path), sort_rows(change.rows)
+            counted = pool.submit(_count_change, sums, old, shard, rows=rows, before=change.before)
+            successor = _write_shard(folder / path, rows, shard) if rows.num_rows else None  # meanwhile
+            counted.result()
+            if successor is not None:
+                shards[path] = successor
+            pairs.append((shard, successor))
     if not shards:
         raise DatasetError(f"{part.folder} would have no rows left", hint="remove the dataset instead")
     manifest = Manifest(
@@ -104,6 +122,15 @@ def _rebuild(
     )
     folder.mkdir(parents=True, exist_ok=True)
     return finish_build(folder, manifest, old.schema, part=part, overlap=0), pairs
+
+
+def _count_change(
+    sums: ColumnSums, old: DatasetVersion, shard: Shard, *, rows: pa.Table, before: pa.Table | None
+) -> None:
+    """Take a shard's old rows out of the column digests and put its new ones in."""
+    sums.remove(before if before is not None else read_shard(old, shard), relpath=shard.relpath)
+    if rows.num_rows:
+        sums.add(rows, relpath=shard.relpath)
 
 
 def _write_shard(path: Path, rows: pa.Table, shard: Shard) -> Shard:
@@ -127,8 +154,8 @@ def _keep_changes(
     directory_file = build.folder.parent / build.dvc_digest
     directory_file.write_bytes(build.directory)
     store.require(old_directory)
-    store.add({md5: build.folder / path for path, md5 in changed.items()})
-    store.add({build.dvc_digest: directory_file})
+    store.give({md5: build.folder / path for path, md5 in changed.items()})
+    store.give({build.dvc_digest: directory_file})
     store.push(sorted(set(changed.values())), directory=build.dvc_digest)
     folder = places.root / build.part.folder
     if folder.is_dir():

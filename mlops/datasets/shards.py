@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -71,23 +72,36 @@ def shard_relpath(split: str, *, group: int, part: int) -> str:
 
 def sort_rows(rows: pa.Table) -> pa.Table:
     """By keyed hash; rows of one subject keep their order. Raw order of people does not matter to the bytes."""
-    subjects = rows.column(SUBJECT_COLUMN).combine_chunks()
-    width = subjects.type.byte_width
-    raw = np.frombuffer(subjects.buffers()[1], dtype=np.uint8)
-    raw = raw[subjects.offset * width : (subjects.offset + len(subjects)) * width].reshape(-1, width)
-    words = np.ascontiguousarray(raw).view(">u8").reshape(len(subjects), -1)
+    words = subject_bytes(rows).view(">u8").reshape(rows.num_rows, -1)
+    if _is_sorted(words):
+        return rows
     order = np.lexsort(tuple(words[:, column] for column in range(words.shape[1] - 1, -1, -1)))
     return rows.take(pa.array(order))
 
 
-def groups_of_rows(rows: pa.Table, *, groups: int) -> np.ndarray:
-    """Isolation group of each row (`mlops.datasets.subjects.group_of`, for many)."""
+def subject_bytes(rows: pa.Table) -> npt.NDArray[np.uint8]:
+    """The keyed hash of each row, `[N, 32]`, without a copy where the column lies in one piece."""
     subjects = rows.column(SUBJECT_COLUMN).combine_chunks()
     width = subjects.type.byte_width
     raw = np.frombuffer(subjects.buffers()[1], dtype=np.uint8)
-    raw = raw[subjects.offset * width : (subjects.offset + len(subjects)) * width].reshape(-1, width)
-    first = np.ascontiguousarray(raw[:, :8]).view(">u8").reshape(-1)
+    return raw[subjects.offset * width : (subjects.offset + len(subjects)) * width].reshape(-1, width)
+
+
+def groups_of_rows(rows: pa.Table, *, groups: int) -> npt.NDArray[np.int64]:
+    """Isolation group of each row (`mlops.datasets.subjects.group_of`, for many)."""
+    first = np.ascontiguousarray(subject_bytes(rows)[:, :8]).view(">u8").reshape(-1)
     return (first % np.uint64(groups)).astype(np.int64)
+
+
+def _is_sorted(words: npt.NDArray[np.uint64]) -> bool:
+    """Whether rows of big-endian words ascend, the first word counting most."""
+    tied = np.ones(max(len(words) - 1, 0), dtype=np.bool_)
+    for column in range(words.shape[1]):
+        values = words[:, column]
+        if bool((tied & (values[1:] < values[:-1])).any()):
+            return False
+        tied &= values[1:] == values[:-1]
+    return True
 
 
 class GroupSpool:
@@ -162,7 +176,8 @@ def digest_columns(rows: pa.Table, *, relpath: str) -> dict[str, int]:
         if pa.types.is_fixed_size_list(column.type):
             column = column.flatten()
         if pa.types.is_fixed_size_binary(column.type):
-            digest.update(b"".join(column.to_pylist()))
+            width = column.type.byte_width
+            digest.update(column.buffers()[1][column.offset * width : (column.offset + len(column)) * width])
         else:
             digest.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes())
         found[name] = int.from_bytes(digest.digest(), "big")

@@ -7,14 +7,15 @@ Leaves to others: the hash of an id (subjects.py) and removing rows (forgetting.
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from mlops.datasets.manifest import Shard
 from mlops.datasets.schema import SUBJECT_COLUMN
+from mlops.datasets.shards import sort_rows, subject_bytes
 from mlops.datasets.subjects import HASH_BYTES, group_of
 from mlops.datasets.version import DatasetVersion, read_shard
 from mlops.files import write_atomically
@@ -63,12 +64,14 @@ def load_subjects(places: Places, version: DatasetVersion, shard: Shard) -> np.n
         DatasetError: Not in the index, and the shard is missing or changed.
     """
     path = index_file(places, shard)
-    if path.is_file() and path.stat().st_size == shard.rows * HASH_BYTES:
-        return np.frombuffer(path.read_bytes(), dtype=f"V{HASH_BYTES}")
-    table = read_shard(version, shard, columns=[SUBJECT_COLUMN])
-    content = b"".join(sorted(table.column(SUBJECT_COLUMN).to_pylist()))
-    write_atomically(path, content)
-    return np.frombuffer(content, dtype=f"V{HASH_BYTES}")
+    if not (path.is_file() and path.stat().st_size == shard.rows * HASH_BYTES):
+        save_subjects(places, shard, read_shard(version, shard, columns=[SUBJECT_COLUMN]))
+    return np.memmap(path, dtype=f"V{HASH_BYTES}", mode="r")
+
+
+def save_subjects(places: Places, shard: Shard, rows: pa.Table) -> None:
+    """Keep the sorted keyed hashes of a shard's rows in the index."""
+    write_atomically(index_file(places, shard), subject_bytes(sort_rows(rows)).tobytes())
 
 
 def index_file(places: Places, shard: Shard) -> Path:
@@ -78,14 +81,11 @@ def index_file(places: Places, shard: Shard) -> Path:
 
 def count_rows(subjects: np.ndarray, subject: bytes) -> int:
     """How often a keyed hash stands in sorted hashes."""
-    stream = io.BytesIO(subjects.tobytes())
     low, high = 0, len(subjects)
     while low < high:  # the first hash that is not below; numpy does not order raw bytes
         middle = (low + high) // 2
-        stream.seek(middle * HASH_BYTES)
-        low, high = (middle + 1, high) if stream.read(HASH_BYTES) < subject else (low, middle)
-    rows = 0
-    stream.seek(low * HASH_BYTES)
-    while stream.read(HASH_BYTES) == subject:
-        rows += 1
-    return rows
+        low, high = (middle + 1, high) if subjects[middle].tobytes() < subject else (low, middle)
+    end = low
+    while end < len(subjects) and subjects[end].tobytes() == subject:
+        end += 1
+    return end - low

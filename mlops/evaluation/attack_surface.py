@@ -1,8 +1,9 @@
 """What an attacker may change of a row, and nothing else: the constraint that every attack here works under.
 
 Attacks work on flat vectors: one unit per allowed step of a changeable number (of each value of a tensor, as a pixel of
-an image), one weight per category of a changeable category column, and the row's number in front (so that everything unchangeable is looked up, never attacked). `decode`
-turns a flat vector back into a valid row: ranges and whole numbers kept, exactly one category, only allowed ones.
+an image), one weight per category of a changeable category column, and the row's number in front (so that everything
+unchangeable is looked up, never attacked). `decode` turns a flat vector back into a valid row: ranges and whole numbers
+kept, exactly one category, only allowed ones.
 Leaves to others: the attacks themselves (checks/evasion.py, torch_attacks.py).
 """
 
