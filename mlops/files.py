@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -85,3 +85,35 @@ def folder_aside(target: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
+
+
+def remove_tree(folder: Path) -> bool:
+    """Remove a folder or file: from its name in one step, then its content; says whether it was there.
+
+    What a kill in between leaves has a name that begins with `.gone-`; the next call in the same parent ends it.
+
+    Raises:
+        EnvironmentFault: It cannot be removed.
+    """
+    try:
+        for old in folder.parent.glob(".gone-*"):
+            shutil.rmtree(old, onerror=_open_and_retry)
+        if not folder.exists() and not folder.is_symlink():
+            return False
+        aside = Path(tempfile.mkdtemp(prefix=".gone-", dir=folder.parent))
+        folder.replace(aside / folder.name)
+        shutil.rmtree(aside, onerror=_open_and_retry)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise EnvironmentFault(f"cannot remove {folder}: {error.strerror}", hint="fix rights and try again") from error
+    return True
+
+
+def _open_and_retry(function: Callable[[str], object], path: str, _error: object) -> None:
+    """Unpacked images have folders that their owner may not write to."""
+    Path(path).parent.chmod(0o700)
+    if Path(path).is_dir() and not Path(path).is_symlink():
+        Path(path).chmod(0o700)
+        shutil.rmtree(path)
+    else:
+        function(path)

@@ -105,6 +105,11 @@ class Places:
         return self.state / "images"
 
     @property
+    def restore_marker(self) -> Path:
+        """Lies here while a restore is under way: nothing serves until who withdrew since is taken out again."""
+        return self.state / "restore-unfinished.json"
+
+    @property
     def serving_state(self) -> Path:
         """Running containers, proxy configuration and sockets of this machine."""
         return self.state / "serving"

@@ -31,7 +31,7 @@ from mlops.provenance.keys import load_machine_signer, make_key
 from mlops.provenance.steps import StepBook, StepOutcome
 from mlops.provenance.verify import FoundBytes
 from mlops.serving.oci_layout import CONFIG_TYPE, MANIFEST_TYPE, ImageLayout
-from mlops.serving.runtime import SOCKET_NAME, Instance, RunRequest
+from mlops.serving.runtime import SOCKET_NAME, Instance, RunRequest, remove_ended_logs, require_idle
 
 STUB_SERVER = Path(__file__).with_name("deploy_stub_server.py")
 CODE = digest_bytes(b"code")
@@ -111,6 +111,11 @@ class ProcessRuntime:
     def logs(self, instance: Instance) -> str:
         path = self.state / f"{instance.name}.log"
         return path.read_text() if path.exists() else ""
+
+    def forget_image(self, digest: str, *, layout: Path) -> bool:
+        require_idle(self.list_instances(), digest)
+        remove_ended_logs(self.state, self.list_instances())
+        return False
 
     def list_instances(self) -> tuple[Instance, ...]:
         found = []

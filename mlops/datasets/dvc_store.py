@@ -7,6 +7,7 @@ tests/contracts/datasets/ says what we rely on. Leaves to others: `datasets.dvc`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,16 @@ from mlops.datasets.locations import load_locations
 from mlops.datasets.objects import verify_file
 from mlops.errors import DatasetError
 from mlops.places import Places
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What became of one object's removal."""
+
+    removed_from: tuple[str, ...]
+    """Stores that had it."""
+    failures: tuple[str, ...]
+    """Stores that have it still or cannot be reached, with the cause; empty when it is gone everywhere."""
 
 
 class DvcStore:
@@ -105,19 +116,29 @@ class DvcStore:
                 missing.append(oid)
         return missing
 
-    def delete(self, oid: str) -> tuple[str, ...]:
-        """Remove one object from the cache and every remote.
+    def delete(self, oid: str, *, witness: str) -> Removal:
+        """Remove one object from the cache and every remote; one that is down does not save the others.
 
-        Returns:
-            The stores that had it.
+        Args:
+            oid: Name of the object.
+            witness: An object that every remote must have (the pinned `.dir`): a remote without it is not there at
+                all, an unmounted folder for instance, and says nothing about what it holds.
         """
-        had = []
+        had: list[str] = []
+        failures: list[str] = []
         for name, store in {"cache": self.cache, **self.remotes}.items():
-            if store.exists(oid):
-                store.delete(oid)
-                had.append(name)
+            try:
+                if store.exists(oid):
+                    store.delete(oid)
+                    had.append(name)
+                if store.exists(oid):
+                    failures.append(f"{name} ({store.path}) still has it")
+                elif name != "cache" and not store.exists(witness):
+                    failures.append(f"remote {name} ({store.path}) cannot be reached: it lacks the pinned version too")
+            except Exception as error:  # whatever the client of a remote raises
+                failures.append(f"{name} ({store.path}) cannot be reached: {error}")
         self._forget_indexes()
-        return tuple(had)
+        return Removal(tuple(had), tuple(failures))
 
     def _forget_indexes(self) -> None:
         """DVC remembers what a remote has; after a removal that memory would be wrong."""

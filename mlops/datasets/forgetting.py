@@ -19,6 +19,8 @@ from mlops.datasets.dvc_store import DvcStore
 from mlops.datasets.history import list_versions
 from mlops.datasets.manifest import Shard
 from mlops.datasets.node_cache import cached_file
+from mlops.datasets.objects import verify_file
+from mlops.datasets.parts import split_digest
 from mlops.datasets.rewriting import Rewrite, rewrite_shards
 from mlops.datasets.schema import SUBJECT_COLUMN
 from mlops.datasets.subject_index import Holding, find_subject, index_file, save_subjects
@@ -47,7 +49,9 @@ class PurgeReceipt:
     removed_from: tuple[str, ...]
     """Stores, files and caches that had it."""
     is_gone: bool
-    """Checked after the removal: no store of the project has it."""
+    """Checked after the removal: every store of the project was reached, and none has it."""
+    reason: str = ""
+    """Why it is not known to be gone."""
 
 
 def forget_subjects(places: Places, name: str, subjects: Iterable[bytes]) -> Forgetting:
@@ -98,10 +102,13 @@ def find_holdings(places: Places, name: str, subject: bytes) -> tuple[Holding, .
 def purge_shards(places: Places, name: str, shards: Iterable[Shard]) -> tuple[PurgeReceipt, ...]:
     """Remove shard objects from everywhere this project reaches, and remember that they must not come back.
 
+    A store that is down is told in the receipt; doing it again when it is back ends it.
+
     Raises:
-        DatasetError: A shard belongs to the pinned version, or a store cannot be written.
+        DatasetError: A shard belongs to the pinned version.
     """
-    pinned = {shard.md5 for shard in load_dataset_version(places, name).manifest.shards}
+    version = load_dataset_version(places, name)
+    pinned = {shard.md5 for shard in version.manifest.shards}
     wanted = {shard.md5: shard for shard in shards}
     live = sorted(pinned & wanted.keys())
     if live:
@@ -112,15 +119,17 @@ def purge_shards(places: Places, name: str, shards: Iterable[Shard]) -> tuple[Pu
         )
     add_purged(places, name, wanted)
     store = DvcStore(places)
+    witness = split_digest(name, version.dvc_digest)[0][1]
     receipts = []
     for md5, shard in sorted(wanted.items()):
-        removed = [*store.delete(md5)]
-        for file in (index_file(places, shard), *_decoded(places, shard)):
+        removal = store.delete(md5, witness=witness)
+        removed = list(removal.removed_from)
+        for file in (index_file(places, shard), *_decoded(places, shard), *_in_workspace(places, name, shard)):
             if file.exists():
                 file.unlink()
                 removed.append(file.relative_to(places.root).as_posix())
-        gone = not any(odb.exists(md5) for odb in (store.cache, *store.remotes.values()))
-        receipts.append(PurgeReceipt(md5=md5, removed_from=tuple(removed), is_gone=gone))
+        reason = "; ".join(removal.failures)
+        receipts.append(PurgeReceipt(md5=md5, removed_from=tuple(removed), is_gone=not reason, reason=reason))
     return tuple(receipts)
 
 
@@ -144,7 +153,13 @@ def find_expired(version: DatasetVersion, *, now_us: int) -> frozenset[bytes]:
 
 def _decoded(places: Places, shard: Shard) -> list[Path]:
     """Decoded copies of a shard in node caches below the project's cache folder."""
-    return [cached_file(folder, shard) for folder in places.cache.iterdir() if folder.is_dir()]
+    return [cached_file(folder, shard) for folder in places.cache.glob("*") if folder.is_dir()]
+
+
+def _in_workspace(places: Places, name: str, shard: Shard) -> list[Path]:
+    """The checked-out file, where it is still this shard and not the one that replaced it."""
+    path = places.dataset_folder(name) / shard.relpath
+    return [path] if path.is_file() and not verify_file(path, md5=shard.md5, size=shard.bytes) else []
 
 
 def _with_shards(version: DatasetVersion, shards: tuple[Shard, ...]) -> DatasetVersion:

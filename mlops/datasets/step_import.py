@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlops.datasets.importing import import_dataset
 from mlops.datasets.recipe import load_recipe
-from mlops.datasets.sources import fetch_files
+from mlops.datasets.sources import fetch_source_digests
 from mlops.datasets.verifying import find_present_version
 from mlops.provenance.digest import digest_code, digest_json
 from mlops.provenance.sql_steps import StepRecord
@@ -27,7 +27,8 @@ def import_step(bench: Workbench, *, product: str, dataset: str) -> StepRun:
     """
     places, book = bench.places, bench.book
     recipe = load_recipe(places, dataset)
-    fetched = fetch_files(places, recipe, download=_refuse_download if isinstance(book, PreviewBook) else None)
+    download = _refuse_download if isinstance(book, PreviewBook) else None
+    digests = fetch_source_digests(places, recipe, download=download)
 
     def do_import() -> StepOutcome:
         outcome = import_dataset(places, dataset, progress=lambda line: bench.say(f"      {line}"))
@@ -46,7 +47,7 @@ def import_step(bench: Workbench, *, product: str, dataset: str) -> StepRun:
         return found is not None and found.digest == record.outputs["manifest"]
 
     inputs = {
-        "source": digest_json({file.raw.path: file.sha256 for file in fetched}),
+        "source": digest_json(digests),
         "recipe": recipe.digest,
         "code": digest_code("mlops.datasets"),
     }

@@ -1,7 +1,8 @@
 """The choke point: nothing starts or gets traffic in an environment unless `admit` lets it.
 
 Promotion, reconcile, rollback and every single start call it. It holds that a signed promotion of this very image into
-this environment stands in the ledger, that the image has not failed here since, and that each of its bytes is as built.
+this environment stands in the ledger, that the image has not failed here since and was not purged for a withdrawn
+person's sake, that no restore is under way, and that each of its bytes is as built.
 Leaves to others: whether it should be promoted (promotion.py) and whether it answers well (instance_check.py).
 """
 
@@ -13,12 +14,12 @@ import sqlalchemy as sa
 
 from mlops.clock import render_time
 from mlops.deploy import sql_deployments
-from mlops.errors import MlopsError, ProvenanceError, Reason, Refusal
+from mlops.deploy.erased import load_erased
+from mlops.deploy.signatures import find_signature_flaw
+from mlops.errors import MlopsError, Reason, Refusal
 from mlops.places import Places
-from mlops.provenance.dsse import parse_envelope
 from mlops.provenance.keyring import KeyRing
 from mlops.provenance.sql_steps import StepRecord, find_steps_of_digest
-from mlops.provenance.statement import parse_statement
 from mlops.serving.oci_layout import ImageLayout, verify_blob
 
 PROMOTION_STEP = "promotion"
@@ -64,7 +65,13 @@ def admit(
     if barred is not None:
         text = f"{image[:19]} failed in {environment} at {render_time(barred.at_us)}: {barred.why}"
         reasons.append(Reason("barred", text))
-    damage = find_image_damage(places, image) if are_bytes_checked else None
+    erased = load_erased(connection, keyring=keyring).get(image)
+    if erased is not None:
+        reasons.append(erased.reason)
+    if places.restore_marker.exists():
+        text = f"{places.restore_marker} says that a restore was not finished; run `mlops restore` again"
+        reasons.append(Reason("restore-unfinished", text))
+    damage = find_image_damage(places, image) if are_bytes_checked and erased is None else None
     if damage is not None:
         reasons.append(Reason("image-changed", damage))
     if reasons or step is None:
@@ -80,25 +87,6 @@ def find_promotion(connection: sa.Connection, image: str, *, environment: str, k
         if step.inputs.get("image") == image and find_signature_flaw(step, keyring=keyring) is None:
             return step
     return None
-
-
-def find_signature_flaw(step: StepRecord, *, keyring: KeyRing) -> str | None:
-    """Why a step's attestation does not count; None when it does."""
-    if step.envelope is None:
-        return "it carries no attestation"
-    try:
-        envelope = parse_envelope(step.envelope)
-        stated = parse_statement(envelope.payload, envelope=step.envelope)
-    except ProvenanceError as error:
-        return error.message
-    signers = envelope.valid_signers()
-    if not signers:
-        return "its signature does not fit"
-    objections = [keyring.find_objection(signer, signed_us=stated.finished_us) for signer in signers]
-    texts = [objection.text for objection in objections if objection is not None]
-    if texts:
-        return "; ".join(texts)
-    return None if stated == step else "the ledger's row differs from the signed statement"
 
 
 def find_image_damage(places: Places, image: str) -> str | None:

@@ -16,6 +16,7 @@ from mlops.deploy.approval import read_approval
 from mlops.deploy.consumer import ConsumerSpec, find_contract_problems, load_consumers
 from mlops.deploy.desired_state import DesiredState
 from mlops.deploy.environment import EnvironmentSpec
+from mlops.deploy.erased import load_erased
 from mlops.deploy.erasure_fence import find_fence
 from mlops.deploy.evidence_changes import EvidenceChange, compare_files, compare_policy
 from mlops.deploy.promotion import ConsumerFact, PromotionFacts, Release
@@ -93,7 +94,8 @@ def gather_facts(
         release: What is to be promoted.
         fences: What forbids it whatever people say (from upper rooms), besides withdrawals of people behind it.
         tolerated: People (dataset, keyed hash) whose withdrawal does not forbid it; see `promote`.
-        erased: Digest to the erasure certificate under which it was purged.
+        erased: Digest to the erasure certificate under which it was purged; by default as the ledger's signed
+            purges say.
 
     Raises:
         ProjectError: `deploy/roles.yaml` or a consumer file has problems.
@@ -101,6 +103,8 @@ def gather_facts(
     roles = load_roles(site.places)
     now_us = site.clock.now_us()
     with site.ledger.read() as connection:
+        if erased is None:
+            erased = {it.digest: it.step_id for it in load_erased(connection, keyring=site.load_keyring()).values()}
         envelopes = sql_deployments.load_approval_envelopes(connection, product=release.product, environment=rules.name)
         barred = sql_deployments.load_barred(connection, rules.name).get(release.image)
         served = {
@@ -117,7 +121,7 @@ def gather_facts(
         release=release,
         gate_verdict=gate,
         probe_verdict=probe,
-        chain_problems=find_chain_problems(site, release, erased=erased or {}),
+        chain_problems=find_chain_problems(site, release, erased=erased),
         authors=find_authors(site, roles, release, base=base),
         approvals=tuple(
             read_approval(text, roles=roles, role=rules.approvals.role, now_us=now_us) for text in envelopes
@@ -147,7 +151,9 @@ def find_chain_problems(site: Site, release: Release, *, erased: Mapping[str, st
         report = verify_chain(connection, (release.image, *probes[:1]), rules=rules)
     problems = [f"{link.step_kind or 'chain'} {link.name}: {link.text}" for link in report.broken]
     problems += [
-        f"{link.name} {link.text}" for link in report.links if link.status == "erased" and link.name == "candidate"
+        f"{link.name} {link.text}"
+        for link in report.links
+        if link.status == "erased" and link.name in ("candidate", "image", "manifest")
     ]
     damage = find_image_damage(site.places, release.image)
     if damage is not None and not problems:

@@ -19,10 +19,19 @@ from pathlib import Path
 from typing import Any
 
 from mlops.errors import EnvironmentFault, ServingError
-from mlops.files import folder_aside, write_atomically
+from mlops.files import folder_aside, remove_tree, write_atomically
 from mlops.provenance.digest import digest_json, hex_of
 from mlops.serving.oci_layout import ImageLayout, verify_blob
-from mlops.serving.runtime import IMAGE_GROUP_ID, IMAGE_USER_ID, SOCKET_NAME, Instance, RunRequest, unpack_image
+from mlops.serving.runtime import (
+    IMAGE_GROUP_ID,
+    IMAGE_USER_ID,
+    SOCKET_NAME,
+    Instance,
+    RunRequest,
+    remove_ended_logs,
+    require_idle,
+    unpack_image,
+)
 
 INSTALL = "run `apt-get install bubblewrap`"
 _MARK = "MLOPS_INSTANCE"
@@ -119,6 +128,15 @@ class BubblewrapRuntime:
             if folder.name.isdigit() and (label := self._read_label(int(folder.name))) is not None:
                 found.append(_to_instance(label, int(folder.name)))
         return tuple(sorted(found, key=lambda instance: instance.name))
+
+    def forget_image(self, digest: str, *, layout: Path) -> bool:
+        """As `Runtime.forget_image`."""
+        running = self.list_instances()
+        require_idle(running, digest)
+        remove_ended_logs(self.state / "logs", running)
+        root = self.state / "roots" / hex_of(digest)
+        root.with_suffix(".json").unlink(missing_ok=True)
+        return remove_tree(root)
 
     def _read_label(self, pid: int) -> dict[str, Any] | None:
         try:

@@ -21,7 +21,7 @@ from mlops.errors import EnvironmentFault, ServingError
 from mlops.files import folder_aside, write_atomically
 from mlops.provenance.digest import canonical_json, hex_of
 from mlops.serving.oci_layout import INDEX_TYPE, MANIFEST_TYPE, ImageLayout, verify_blob
-from mlops.serving.runtime import SOCKET_NAME, Instance, RunRequest
+from mlops.serving.runtime import SOCKET_NAME, Instance, RunRequest, remove_ended_logs, require_idle
 
 INSTALL = "run `apt-get install podman runc`"
 _LABEL = "mlops.instance"
@@ -109,6 +109,22 @@ class PodmanRuntime:
             _to_instance(json.loads(entry["Labels"][_LABEL]), identity=entry["Id"])
             for entry in json.loads(found.stdout or "[]")
         )
+
+    def forget_image(self, digest: str, *, layout: Path) -> bool:
+        """As `Runtime.forget_image`; its configuration's digest is read from the layout, so forget it here first."""
+        if not (self.state / "podman").exists():
+            return False
+        running = self.list_instances()
+        require_idle(running, digest)
+        remove_ended_logs(self.state / "logs", running)
+        store = ImageLayout(layout)
+        if not store.has_blob(digest):
+            return False
+        config = hex_of(str(store.read_manifest(digest)["config"]["digest"]))
+        if self._call("image", "exists", config, is_checked=False).returncode != 0:
+            return False
+        self._call("rmi", "--force", config)
+        return True
 
     def release_store(self) -> None:
         """Leave nothing behind outside the state folder when nothing runs: podman's mount of its store, the short link.

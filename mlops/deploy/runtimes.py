@@ -36,3 +36,12 @@ def choose_runtime(names: Sequence[str], *, state: Path) -> Runtime:
     raise EnvironmentFault(
         f"no OCI runtime is installed (looked for {', '.join(names)})", hint=f"run `apt-get install {packages}`"
     )
+
+
+def list_runtimes(state: Path) -> tuple[Runtime, ...]:
+    """Every runtime that is installed, whichever an environment uses: each may keep copies of images.
+
+    Args:
+        state: `places.serving_state`.
+    """
+    return tuple(make(state) for is_installed, make, _ in _RUNTIMES.values() if is_installed())

@@ -250,3 +250,10 @@ def load_barred(connection: sa.Connection, environment: str) -> dict[str, Barred
     """Barred images of an environment."""
     query = sa.select(barred_digests).where(barred_digests.c.environment == environment)
     return {row.image: BarredRow(**row._mapping) for row in connection.execute(query)}
+
+
+def list_environments(connection: sa.Connection) -> tuple[str, ...]:
+    """Environments in which anything was ever desired or served, sorted."""
+    names = {*connection.scalars(sa.select(desired_states.c.environment).distinct())}
+    names |= {*connection.scalars(sa.select(deployments.c.environment).distinct())}
+    return tuple(sorted(names))

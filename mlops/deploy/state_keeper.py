@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlops.deploy import sql_deployments
-from mlops.deploy.admission import find_signature_flaw
 from mlops.deploy.desired_state import DesiredState, desired_file, desired_path, parse_desired
+from mlops.deploy.signatures import find_signature_flaw
 from mlops.deploy.site import Site
 from mlops.deploy.sql_deployments import DesiredRow
 from mlops.errors import MlopsError, Reason, Refusal

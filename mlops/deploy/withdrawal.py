@@ -5,14 +5,19 @@ Leaves to others: noticing that it is unfit (reconciler.py), the decision where 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+
 from mlops.deploy import sql_deployments, traffic_switch
 from mlops.deploy.admission import ROLLBACK_STEP, admit
 from mlops.deploy.desired_state import ReleaseSet, ServedVersion
 from mlops.deploy.environment import EnvironmentSpec
-from mlops.deploy.going_back import decide_return, decide_rollback
+from mlops.deploy.erased import load_erased
+from mlops.deploy.going_back import decide_return, decide_rollback, find_good_versions
 from mlops.deploy.reconcile_plan import Failure
 from mlops.deploy.site import Site
-from mlops.deploy.sql_deployments import BarredRow, DesiredRow
+from mlops.deploy.sql_deployments import BarredRow, DeploymentRow, DesiredRow
 from mlops.deploy.state_keeper import Hook, ignore_step, load_desired_state, write_desired
 from mlops.errors import Reason, Refusal
 
@@ -29,7 +34,7 @@ def withdraw_version(
         if release is None or release.find_image(failure.version.image) is None:
             return f"version {failure.version.number} is not desired any more"
         with site.ledger.read() as connection:
-            barred = sql_deployments.load_barred(connection, rules.name)
+            barred = load_unfit(site, connection, rules.name)
             history = sql_deployments.load_deployments(connection, environment=rules.name, product=product)
         others = {image: row for image, row in barred.items() if image != failure.version.image}
         target = decide_return(release, failure, rules=rules, barred=others, history=history)
@@ -93,9 +98,12 @@ def plan_rollback(
 ) -> ReleaseSet | Refusal:
     """Where a rollback would go; the version to go back to is admitted as any other is."""
     with site.ledger.read() as connection:
-        barred = sql_deployments.load_barred(connection, rules.name)
+        barred = load_unfit(site, connection, rules.name)
         history = sql_deployments.load_deployments(connection, environment=rules.name, product=release.product)
         if to is not None:
+            erased = _refuse_erased(site, connection, rules.name, release, history, leave=leave, to=to)
+            if erased is not None:
+                return erased
             history = tuple(row for row in history if row.number == to)
             release = ReleaseSet(release.product, release.versions, release.consumers, None)
         target = decide_rollback(release, leave=leave, barred=barred, history=history)
@@ -109,6 +117,36 @@ def plan_rollback(
             keyring=site.load_keyring(),
         )
     return admitted if isinstance(admitted, Refusal) else target
+
+
+def load_unfit(site: Site, connection: sa.Connection, environment: str) -> dict[str, BarredRow]:
+    """What no return may lead to: images that failed here, and images that were purged for a person who withdrew."""
+    erased = load_erased(connection, keyring=site.load_keyring())
+    purged = {
+        it.digest: BarredRow(environment, it.digest, it.at_us, "erasure", it.reason.text) for it in erased.values()
+    }
+    return {**purged, **sql_deployments.load_barred(connection, environment)}
+
+
+def _refuse_erased(
+    site: Site,
+    connection: sa.Connection,
+    environment: str,
+    release: ReleaseSet,
+    history: Sequence[DeploymentRow],
+    *,
+    leave: str,
+    to: int,
+) -> Refusal | None:
+    """A version that was purged is not gone back to; the next best is named."""
+    erased = load_erased(connection, keyring=site.load_keyring())
+    wanted = next((erased[row.image] for row in history if row.number == to and row.image in erased), None)
+    if wanted is None:
+        return None
+    barred = load_unfit(site, connection, environment)
+    good = find_good_versions(release, barred=barred, history=history, but=leave)
+    offer = f"`mlops rollback {environment} --to {good[0].number}`" if good else "no other version served well here"
+    return Refusal((Reason("erased", f"version {to}: {wanted.reason.text}; next best: {offer}"),))
 
 
 def bar_version(site: Site, environment: str, image: str, *, cause: str, why: str) -> bool:

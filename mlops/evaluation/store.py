@@ -13,7 +13,7 @@ from mlops.clock import render_time
 from mlops.errors import EvaluationError
 from mlops.evaluation.report import render_report
 from mlops.evaluation.verdicts import GateResult
-from mlops.files import write_atomically
+from mlops.files import remove_tree, write_atomically
 from mlops.places import Places
 from mlops.provenance.digest import digest_json, hex_of
 
@@ -55,3 +55,12 @@ def find_newest(places: Places, *, product: str) -> Path | None:
         if content.get("product") == product:
             found.append((int(content.get("judged_us", 0)), path.parent))
     return max(found, default=(0, None))[1]
+
+
+def purge_result(places: Places, digest: str) -> bool:
+    """Remove the files of one result, plots and tables with them; its signed record stays. Says whether any was there.
+
+    Raises:
+        EnvironmentFault: They cannot be removed.
+    """
+    return remove_tree(places.evidence / hex_of(digest))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mlops.deploy.admission import PROMOTION_STEP
-from mlops.deploy.chain_rules import RELEASE_KINDS, load_chain_rules
+from mlops.deploy.chain_rules import RELEASE_KINDS, load_chain_rules, load_machine_keyring
+from mlops.deploy.erased import load_erased
 from mlops.overview.trace import find_served_images
 from mlops.project.opening import Project
 from mlops.provenance.lineage import find_starts, walk_forward
@@ -23,7 +24,8 @@ def verify_reference(project: Project, reference: Reference, *, erased: Mapping[
     Args:
         project: An open project.
         reference: What to verify.
-        erased: Digest to the certificate under which its bytes were purged.
+        erased: Digest to the certificate under which its bytes were purged; by default as the ledger's signed purges
+            say.
 
     Raises:
         ProvenanceError: Nothing is known of the reference.
@@ -37,6 +39,9 @@ def verify_reference(project: Project, reference: Reference, *, erased: Mapping[
         if is_release:
             made = [step for step in walk_forward(connection, starts) if _belongs(step, reference)]
             starts = (*starts, *(digest for step in made for digest in step.outputs.values()))
+        if erased is None:
+            keyring = load_machine_keyring(project.places)
+            erased = {it.digest: it.step_id for it in load_erased(connection, keyring=keyring).values()}
         kinds = RELEASE_KINDS if is_release else frozenset()
         rules = load_chain_rules(project.places, required_kinds=kinds, erased=erased)
         return verify_chain(connection, starts, rules=rules)

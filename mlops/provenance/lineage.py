@@ -5,7 +5,7 @@ Leaves to others: whether what the graph says is true (verify.py), which version
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -14,6 +14,11 @@ from mlops.errors import ProvenanceError
 from mlops.provenance.digest import DIGEST_PATTERN
 from mlops.provenance.reference import Reference
 from mlops.provenance.sql_steps import StepRecord, edges, find_steps, find_steps_of_digests
+
+COMPARED_INPUTS = frozenset({"champion", "left", "reference"})
+"""Inputs that a step looks at without taking anything of them into what it makes."""
+ERASURE_PREFIX = "erasure"
+"""Kinds of the steps that an erasure leaves begin with it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,41 @@ def walk_forward(connection: sa.Connection, starts: Iterable[str]) -> tuple[Step
         found.update(fresh)
         frontier = {digest for step in fresh.values() for digest in step.outputs.values()} - seen
     return tuple(found.values())
+
+
+def walk_carriers(connection: sa.Connection, manifests: Iterable[str]) -> tuple[StepRecord, ...]:
+    """Every step whose outputs hold, or were learned from, rows of these dataset versions; nearest first.
+
+    As `walk_forward`, but for three things: what a step only compares with (`COMPARED_INPUTS`) leaves no rows in it; a
+    dataset version that was made from another holds whom its own index names, whatever it was made from; and the acts
+    of an erasure name what they remove.
+    """
+    found: dict[str, StepRecord] = {}
+    frontier = set(manifests)
+    seen: set[str] = set()
+    while frontier:
+        seen |= frontier
+        users = find_steps_of_digests(connection, frontier, direction="in")
+        fresh = {
+            step.step_id: step
+            for steps in users.values()
+            for step in steps
+            if step.step_id not in found and is_carrier(step, seen)
+        }
+        found.update(fresh)
+        frontier = {digest for step in fresh.values() for digest in carried_outputs(step)} - seen
+    return tuple(found.values())
+
+
+def is_carrier(step: StepRecord, holding: Collection[str]) -> bool:
+    """Whether what a step made holds something of the digests in `holding`."""
+    used = {digest for name, digest in step.inputs.items() if name not in COMPARED_INPUTS}
+    return not step.kind.startswith(ERASURE_PREFIX) and not used.isdisjoint(holding)
+
+
+def carried_outputs(step: StepRecord) -> frozenset[str]:
+    """The outputs that hold what the step used: all but dataset versions."""
+    return frozenset(digest for name, digest in step.outputs.items() if name != "manifest")
 
 
 def find_starts(

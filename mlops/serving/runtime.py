@@ -7,14 +7,25 @@ Leaves to others: the implementations for people (mlops/deploy/runtime_*.py) and
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from mlops.errors import ServingError
 from mlops.serving.oci_unpack import unpack_image
 
-__all__ = ["IMAGE_GROUP_ID", "IMAGE_USER_ID", "SOCKET_NAME", "Instance", "RunRequest", "Runtime", "unpack_image"]
+__all__ = [
+    "IMAGE_GROUP_ID",
+    "IMAGE_USER_ID",
+    "SOCKET_NAME",
+    "Instance",
+    "RunRequest",
+    "Runtime",
+    "remove_ended_logs",
+    "require_idle",
+    "unpack_image",
+]
 
 IMAGE_USER_ID = 65532
 """Numeric user inside the image; `socket_folder` must be writable for it (as mapped by the runtime)."""
@@ -63,6 +74,25 @@ class Instance:
     tcp_port: int | None
 
 
+def require_idle(running: Iterable[Instance], digest: str) -> None:
+    """Refuse to forget what runs.
+
+    Raises:
+        ServingError: An instance of that image is running.
+    """
+    names = tuple(instance.name for instance in running if instance.digest == digest)
+    if names:
+        raise ServingError(f"{digest[:19]} is running", items=names, hint="stop it first")
+
+
+def remove_ended_logs(folder: Path, running: Iterable[Instance]) -> None:
+    """Remove what instances wrote that run no more."""
+    names = {instance.name for instance in running}
+    for path in folder.glob("*.log"):
+        if path.stem not in names:
+            path.unlink(missing_ok=True)
+
+
 @runtime_checkable
 class Runtime(Protocol):
     """Starts, watches and stops images. All methods may be called again after a crash of the caller."""
@@ -99,4 +129,15 @@ class Runtime(Protocol):
 
     def list_instances(self) -> tuple[Instance, ...]:
         """Everything this runtime started here that is still running."""
+        ...
+
+    def forget_image(self, digest: str, *, layout: Path) -> bool:
+        """Remove the runtime's own copy of an image that nothing runs, and the logs of instances that ended.
+
+        Returns:
+            Whether there was a copy.
+
+        Raises:
+            ServingError: It is running, or cannot be removed.
+        """
         ...

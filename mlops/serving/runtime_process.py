@@ -22,10 +22,17 @@ import filelock
 import psutil
 
 from mlops.errors import EnvironmentFault, ServingError
-from mlops.files import write_atomically
+from mlops.files import remove_tree, write_atomically
 from mlops.provenance.digest import canonical_json, hex_of
 from mlops.serving.oci_layout import ImageLayout
-from mlops.serving.runtime import SOCKET_NAME, Instance, RunRequest, unpack_image
+from mlops.serving.runtime import (
+    SOCKET_NAME,
+    Instance,
+    RunRequest,
+    remove_ended_logs,
+    require_idle,
+    unpack_image,
+)
 
 _LOADER = "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"
 _LIBRARIES = "usr/lib/x86_64-linux-gnu"
@@ -97,6 +104,13 @@ class ProcessRuntime:
         """See `Runtime.list_instances`."""
         found = [_read_instance(path) for path in sorted((self._folder / "instances").glob("*.json"))]
         return tuple(instance for instance in found if instance is not None and self.is_running(instance))
+
+    def forget_image(self, digest: str, *, layout: Path) -> bool:
+        """See `Runtime.forget_image`."""
+        running = self.list_instances()
+        require_idle(running, digest)
+        remove_ended_logs(self._folder / "instances", running)
+        return remove_tree(self._folder / "roots" / hex_of(digest))
 
     def _unpacked(self, request: RunRequest) -> Path:
         root = self._folder / "roots" / hex_of(request.digest)

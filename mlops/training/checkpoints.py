@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mlops.errors import TrainingError
-from mlops.files import folder_aside
+from mlops.files import folder_aside, remove_tree
 from mlops.provenance.digest import canonical_json, digest_file
 
 _NAME = re.compile(r"epoch-(\d{6})")
@@ -100,6 +100,15 @@ def save_weights(path: Path, module_state: Mapping[str, torch.Tensor]) -> str:
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in module_state.items()}, aside)
     aside.replace(path)
     return digest_file(path)
+
+
+def purge_sweep(checkpoints: Path, sweep_id: str) -> bool:
+    """Remove every checkpoint, weights file and audit of a sweep's trials; says whether any was there.
+
+    Raises:
+        EnvironmentFault: They cannot be removed.
+    """
+    return remove_tree(checkpoints / sweep_id)
 
 
 def _flatten(value: Any, *, tensors: dict[str, torch.Tensor]) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mlops.datasets.version import load_dataset_version
+from mlops.files import remove_tree
 from mlops.places import Places
 from mlops.provenance.digest import digest_code, digest_file, hex_of
 from mlops.provenance.sql_steps import StepRecord
@@ -83,3 +84,12 @@ def export_step(bench: Workbench, *, spec: SweepSpec, sweep: StepRecord) -> Step
 def candidate_folder(places: Places, digest: str) -> Path:
     """Where a candidate lies."""
     return places.candidates / hex_of(digest)
+
+
+def purge_candidate(places: Places, digest: str) -> bool:
+    """Remove a candidate's files; its signed record stays. Says whether they were there.
+
+    Raises:
+        EnvironmentFault: They cannot be removed.
+    """
+    return remove_tree(candidate_folder(places, digest))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mlops.datasets.dvc_store import DvcStore
+from mlops.datasets.dvc_store import DvcStore, Removal
 from mlops.datasets.locations import load_locations, prepare_dvc_files
 from mlops.datasets.objects import object_path
 from mlops.datasets.pins import Pin, load_pins, render_directory, write_pin
@@ -135,8 +135,19 @@ def test_one_object_is_removed_from_everywhere_and_the_rest_stays(places):
     store = add_all(places)
     store.push(list(members().values()), directory=directory_digest())
     oid = members()["a.parquet"]
-    assert store.delete(oid) == ("cache", "local")
-    assert store.delete(oid) == ()
+    assert store.delete(oid, witness=directory_digest()) == Removal(("cache", "local"), ())
+    assert store.delete(oid, witness=directory_digest()) == Removal((), ())
     assert not store.cache.exists(oid) and not store.remotes["local"].exists(oid)
     assert store.remotes["local"].exists(members()["train/b.parquet"])
     assert store.remotes["local"].exists(directory_digest())
+
+
+def test_a_remote_that_is_down_is_never_said_to_have_lost_an_object(places):
+    store = add_all(places)
+    store.push(list(members().values()), directory=directory_digest())
+    oid = members()["a.parquet"]
+    away = places.dvc_remote.rename(places.dvc_remote.with_name("unmounted"))
+    removal = store.delete(oid, witness=directory_digest())
+    assert removal.removed_from == ("cache",) and "cannot be reached" in removal.failures[0]
+    away.rename(places.dvc_remote)
+    assert store.delete(oid, witness=directory_digest()) == Removal(("local",), ())

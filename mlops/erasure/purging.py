@@ -1,0 +1,214 @@
+"""Purging: everything that holds withdrawn people, or learned from them, leaves every store, with a receipt for each.
+
+Signed intent first, then the stores one after the other, those that could serve before those that only keep; doing it
+again after a crash, or when a store is back, does what is left. What still serves and the pinned dataset version are
+never touched: the receipt says why. Leaves to others: what is affected (affected.py), each store's own removal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from mlops.datasets.forgetting import purge_shards
+from mlops.datasets.manifest import Shard
+from mlops.datasets.raw_removal import purge_raw
+from mlops.datasets.recipe import load_recipe
+from mlops.datasets.returned import find_returned
+from mlops.datasets.version import load_dataset_version
+from mlops.deploy.erased import record_purge
+from mlops.deploy.purging import drop_ways_back, find_serving, remove_copies
+from mlops.deploy.runtimes import list_runtimes
+from mlops.deploy.site import Site
+from mlops.erasure.affected import Affected
+from mlops.errors import MlopsError
+from mlops.evaluation.store import purge_result
+from mlops.project.opening import Project
+from mlops.provenance.lineage import walk_back
+from mlops.registry.mlflow_purge import purge_mlflow
+from mlops.serving.oci_layout import ImageLayout
+from mlops.serving.runtime import Runtime
+from mlops.training.checkpoints import purge_sweep
+from mlops.training.step_export import purge_candidate
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of one thing in one store."""
+
+    store: str
+    """`dvc`, `raw`, `mlflow`, `checkpoints`, `candidates`, `evidence`, `images`, `registry …`, `environment …`, …"""
+    what: str
+    digest: str
+    """`sha256:…` or `md5:…`; empty for what has none."""
+    is_gone: bool
+    """Looked at after the removal; never true for a store that could not be reached."""
+    reason: str
+    """Why it is not gone, or a remark; empty when there is nothing to say."""
+
+    def to_json(self) -> dict[str, Any]:
+        """For the certificate."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Purge:
+    """One purge on its way."""
+
+    project: Project
+    site: Site
+    affected: Affected
+    """Without what still serves."""
+    runtimes: Sequence[Runtime]
+
+
+def purge(
+    project: Project, affected: Affected, *, say: Callable[[str], None], runtimes: Sequence[Runtime] | None = None
+) -> tuple[Receipt, ...]:
+    """Remove what is affected from every store.
+
+    Args:
+        project: An open project.
+        affected: From `find_affected`.
+        say: Prints one line of progress.
+        runtimes: Where copies of images may run; by default every installed one.
+
+    Returns:
+        A receipt for each thing in each store; all of them `is_gone` means that nothing is left.
+    """
+    started_us = project.clock.now_us()
+    site = Site(project.places, project.ledger, project.clock, project.ids, project.step_book)
+    used = list_runtimes(project.places.serving_state) if runtimes is None else runtimes
+    goal, kept = _spare_serving(project, site, affected)
+    it = _Purge(project, site, goal, used)
+    erased = {*goal.candidates, *goal.evidence, *goal.images, *_purgeable_manifests(it)}
+    receipts = list(kept)
+    if erased:
+        step_id = record_purge(
+            project.step_book, dataset=affected.dataset, manifests=affected.manifests, erased=erased,
+            started_us=started_us,
+        )  # fmt: skip
+        say(f"purge {step_id}: {len(erased)} digests")
+    for name, sweep in _STORES.items():
+        found: list[Receipt] = []
+        try:
+            found.extend(sweep(it))
+        except (MlopsError, OSError) as error:
+            found.append(Receipt(name, "everything of this purge", "", False, str(error)))
+        left = [receipt for receipt in found if not receipt.is_gone]
+        if found:
+            say(f"  {name}: {len(found) - len(left)} gone" + (f", {len(left)} LEFT: {left[0].reason}" if left else ""))
+        receipts += found
+    return tuple(receipts)
+
+
+def _spare_serving(project: Project, site: Site, affected: Affected) -> tuple[Affected, tuple[Receipt, ...]]:
+    """What may go now, and a receipt for each image that still serves; all it was made of stays with it."""
+    serving = find_serving(site, affected.images)
+    if not serving:
+        return affected, ()
+    with project.ledger.read() as connection:
+        behind = walk_back(connection, serving).steps
+    needed = {digest for step in behind for digest in step.outputs.values()} | set(serving)
+    sweeps = {str(step.facts.get("sweep_id")) for step in behind if step.kind == "sweep"}
+    spared = replace(
+        affected,
+        images=_without(affected.images, needed),
+        candidates=_without(affected.candidates, needed),
+        evidence=_without(affected.evidence, needed),
+        models=tuple(model for model in affected.models if model.digest not in needed),
+        sweeps=tuple(sweep for sweep in affected.sweeps if sweep.sweep_id not in sweeps),
+        trials=tuple(trial for trial in affected.trials if trial.sweep_id not in sweeps),
+    )
+    kept = [
+        Receipt("images", "image and model that still serve", image, False, f"still serves in {environment}")
+        for image, environment in sorted(serving.items())
+    ]
+    return spared, tuple(kept)
+
+
+def _without(digests: tuple[str, ...], needed: Collection[str]) -> tuple[str, ...]:
+    return tuple(digest for digest in digests if digest not in needed)
+
+
+def _purgeable_manifests(it: _Purge) -> frozenset[str]:
+    pinned = load_dataset_version(it.project.places, it.affected.dataset).digest
+    return frozenset(it.affected.manifests) - {pinned}
+
+
+def _sweep_environments(it: _Purge) -> Iterator[Receipt]:
+    for found in drop_ways_back(it.site, it.affected.images):
+        yield Receipt(found.place, found.what, found.image, found.is_gone, found.reason)
+
+
+def _sweep_runtimes(it: _Purge) -> Iterator[Receipt]:
+    for found in remove_copies(it.site, it.affected.images, it.runtimes):
+        yield Receipt(found.place, found.what, found.image, found.is_gone, found.reason)
+
+
+def _sweep_images(it: _Purge) -> Iterator[Receipt]:
+    layout = ImageLayout(it.project.places.images)
+    freed = layout.purge_images(it.affected.images) if it.affected.images else {}
+    for image in it.affected.images:
+        what = f"image with its layers, {freed[image]} bytes" if image in freed else "image with its layers"
+        is_gone = layout.find(image) is None and not layout.has_blob(image)
+        yield Receipt("images", what, image, is_gone, "" if image in freed else "was not here")
+
+
+def _sweep_mlflow(it: _Purge) -> Iterator[Receipt]:
+    models = [(model.product, model.number) for model in it.affected.models]
+    runs = [sweep.run_id for sweep in it.affected.sweeps] + [trial.run_id for trial in it.affected.trials]
+    if models or runs:
+        for found in purge_mlflow(it.project.places, models=models, runs=filter(None, runs)):
+            yield Receipt("mlflow", found.what, "", found.is_gone, found.reason)
+
+
+def _sweep_candidates(it: _Purge) -> Iterator[Receipt]:
+    for digest in it.affected.candidates:
+        was_here = purge_candidate(it.project.places, digest)
+        yield Receipt("candidates", "candidate", digest, True, "" if was_here else "was not here")
+
+
+def _sweep_checkpoints(it: _Purge) -> Iterator[Receipt]:
+    for sweep in it.affected.sweeps:
+        was_here = purge_sweep(it.project.places.checkpoints, sweep.sweep_id)
+        what = f"checkpoints, trial models and audits of {sweep.sweep_id}"
+        yield Receipt("checkpoints", what, "", True, "" if was_here else "was not here")
+
+
+def _sweep_evidence(it: _Purge) -> Iterator[Receipt]:
+    for digest in it.affected.evidence:
+        was_here = purge_result(it.project.places, digest)
+        yield Receipt("evidence", "gate result and plots", digest, True, "" if was_here else "was not here")
+
+
+def _sweep_shards(it: _Purge) -> Iterator[Receipt]:
+    places, dataset = it.project.places, it.affected.dataset
+    pinned = {shard.md5 for shard in load_dataset_version(places, dataset).manifest.shards}
+    shards: dict[str, Shard] = {found.shard.md5: found.shard for found in it.affected.shards}
+    for md5 in sorted(pinned & shards.keys()):
+        shard = shards.pop(md5)
+        reason = "the pinned version needs it: take the person out of that first"
+        yield Receipt("dvc", f"shard {shard.relpath}", f"sha256:{shard.sha256}", False, reason)
+    for found in purge_shards(places, dataset, shards.values()) if shards else ():
+        shard = shards[found.md5]
+        remark = found.reason or (f"removed from {', '.join(found.removed_from)}" if found.removed_from else "was gone")
+        yield Receipt("dvc", f"shard {shard.relpath}", f"sha256:{shard.sha256}", found.is_gone, remark)
+    for path in find_returned(places, dataset):
+        yield Receipt("dvc", f"returned object {path}", "", False, "it came back; purge again")
+
+
+def _sweep_raw(it: _Purge) -> Iterator[Receipt]:
+    if it.affected.shards:
+        recipe = load_recipe(it.project.places, it.affected.dataset)
+        for found in purge_raw(it.project.places, recipe, it.affected.subjects):
+            yield Receipt("raw", found.path, found.digest, found.is_gone, found.reason)
+
+
+_STORES: dict[str, Callable[[_Purge], Iterator[Receipt]]] = {
+    "environments": _sweep_environments, "runtimes": _sweep_runtimes, "images": _sweep_images,
+    "mlflow": _sweep_mlflow, "candidates": _sweep_candidates, "checkpoints": _sweep_checkpoints,
+    "evidence": _sweep_evidence, "dvc": _sweep_shards, "raw": _sweep_raw,
+}  # fmt: skip
+"""In this order: first what could serve again, the rows themselves last."""
