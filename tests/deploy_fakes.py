@@ -188,6 +188,8 @@ class World:
         *,
         write_candidate: Callable[[Path], object] | None = None,
         build: Callable[[Path], str] | None = None,
+        data: tuple[str, str, str] = ("income", digest_bytes(b"manifest"), "x"),
+        sweep_id: str = "",
         **stub: Any,
     ) -> str:
         """Steps, candidate, evidence and image of a version, as a release leaves them; returns the image's digest.
@@ -196,6 +198,8 @@ class World:
             number: Of the version.
             write_candidate: Fills a candidate folder; by default with what the stub server's golden cases need.
             build: Candidate folder to the digest of an image in the layout; by default a stub image.
+            data: Name, digest and DVC digest of the dataset version.
+            sweep_id: Of the sweep.
             stub: Faults of the stub server.
         """
         places, book = self.site.places, self.site.step_book
@@ -207,20 +211,20 @@ class World:
             return outputs
 
         trainer = digest_file(places.trainer_file("income"))
-        manifest = digest_bytes(b"manifest")
+        dataset, manifest, dvc_digest = data
         step(
             "dataset-import",
             {"source": CODE, "code": CODE},
             {"manifest": manifest},
-            dataset="income",
-            dvc_digest="x",
+            dataset=dataset,
+            dvc_digest=dvc_digest,
             rows=1,
         )
         report = digest_json({"report": number})
         step("source-check", {"trainer": trainer, "code": CODE}, {"report": report}, commit=commit, is_dirty=False)
         weights = digest_json({"weights": number})
         step("sweep", {"trainer": trainer, "manifest": manifest, "source_report": report, "code": CODE},
-             {"weights": weights}, commit=commit)  # fmt: skip
+             {"weights": weights}, commit=commit, sweep_id=sweep_id)  # fmt: skip
         folder = places.candidates / "new"
         folder.mkdir(parents=True)
         if write_candidate is None:
