@@ -54,11 +54,11 @@ class Account:
             return None
         return self.cap_micro_usd + self.overdraft_micro_usd - self.committed_micro_usd
 
-    def find_actions(self) -> frozenset[str]:
-        """Actions whose threshold is reached now."""
-        if self.cap_micro_usd is None:
+    def find_actions(self, *, added: int = 0) -> frozenset[str]:
+        """Actions whose threshold is reached now, or would be with `added` micro-USD more."""
+        if self.cap_micro_usd is None or not self.thresholds:
             return frozenset()
-        part = self.committed_micro_usd * FULL
+        part = (self.committed_micro_usd + added) * FULL
         return frozenset(t.action for t in self.thresholds if part >= t.basis_points * self.cap_micro_usd)
 
 

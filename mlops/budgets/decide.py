@@ -298,10 +298,12 @@ class _Pass:
 
     def _block_bucket(self, budget: str, bucket: BucketKey, blocked: _Blocked) -> None:
         """The same answer for every group that differs in age only."""
+        if blocked.until_us != -1 and not self.with_reasons:
+            return
         for _, group_id in self.board.waiting[budget].get(bucket, ()):
             if blocked.until_us == -1:
                 self.actions.append(Refuse(group_id, blocked.reason))
-            elif self.with_reasons:
+            else:
                 self.actions.append(Wait(group_id, blocked.reason, blocked.until_us))
 
     def _shrink(self, entry: Entry, units: int) -> Placement | None:

@@ -23,7 +23,7 @@ from mlops.budgets.accounts import (
 from mlops.budgets.configuration import load_applied
 from mlops.budgets.lease_rows import LeaseRow, request_digest
 from mlops.budgets.lease_rules import check_policy, check_request, close_row, make_row, refuse_reused
-from mlops.budgets.lease_types import Lease, LeaseRequest, Settlement
+from mlops.budgets.lease_types import Lease, LeaseRequest, Settlement, SpendLimit
 from mlops.budgets.money import cost_of, price_per_hour
 from mlops.budgets.quota import QuotaBoard
 from mlops.budgets.tree import BudgetTree
@@ -39,6 +39,7 @@ class LeaseBatch:
     transaction: Transaction
     ids: Ids
     accounts: dict[ScopeKey, Account] = field(default_factory=dict)
+    scopes: dict[tuple[str, tuple[SpendLimit, ...]], tuple[Account, ...]] = field(default_factory=dict)
     boards: dict[str, QuotaBoard] = field(default_factory=dict)
     posts: dict[ScopeKey, tuple[int, int]] = field(default_factory=dict)
     events: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
@@ -64,10 +65,18 @@ class LeaseBatch:
     def _load_accounts(self, tree: BudgetTree, requests: Sequence[LeaseRequest]) -> None:
         wanted: dict[ScopeKey, Account] = {}
         for request in requests:
-            for account in list_scopes(tree.path(request.budget), request.limits, now_us=self.transaction.now_us):
+            for account in self._list_scopes(tree, request):
                 wanted.setdefault(account.key, account)
         for account in load_accounts(self.transaction.connection, list(wanted.values())):
             self.accounts[account.key] = account
+
+    def _list_scopes(self, tree: BudgetTree, request: LeaseRequest) -> tuple[Account, ...]:
+        """Who pays; the same for every request with the same budget and limits."""
+        known = self.scopes.get((request.budget, request.limits))
+        if known is None:
+            known = list_scopes(tree.path(request.budget), request.limits, now_us=self.transaction.now_us)
+            self.scopes[request.budget, request.limits] = known
+        return known
 
     def _reserve(self, tree: BudgetTree, request: LeaseRequest, *, digest: str) -> Lease | Refusal:
         now_us = self.transaction.now_us
@@ -77,13 +86,12 @@ class LeaseBatch:
         rate = tree.rates.find_price(request.accelerators.kind, at_us=now_us) or 0
         price = price_per_hour(rate, milli=request.milli)
         cost = cost_of(price, duration_us=request.prepaid_us)
-        scopes = list_scopes(tree.path(request.budget), request.limits, now_us=now_us)
-        loaded = [replace(self.accounts[scope.key], cap_micro_usd=scope.cap_micro_usd) for scope in scopes]
+        loaded = [self._balance(scope) for scope in self._list_scopes(tree, request)]
         quota = self._check_quota(tree, request, loaded)
         grounds = (*check_policy(loaded, request.purpose), *quota, *find_shortages(loaded, amount=cost))
         if grounds:
             return Refusal(grounds)
-        if any(replace(a, reserved_micro_usd=a.reserved_micro_usd + cost).find_actions() for a in loaded):
+        if any(account.find_actions(added=cost) for account in loaded):
             self._flush_events()  # a warning is an event of its own, and takes the next number
             warn_crossed(self.transaction, loaded, added=cost)
         row = make_row(request, self.ids.new("lease"), now_us=now_us, price=price, cost=cost, scopes=loaded)
@@ -98,6 +106,13 @@ class LeaseBatch:
         self.granted.append(row)
         self.done.append((request.key, "reserve", digest, row.to_lease()))
         return row.to_lease()
+
+    def _balance(self, scope: Account) -> Account:
+        """The scope's account as it stands in this batch, under the cap that this request names."""
+        account = self.accounts[scope.key]
+        if account.cap_micro_usd == scope.cap_micro_usd:
+            return account
+        return replace(account, cap_micro_usd=scope.cap_micro_usd)
 
     def _check_quota(self, tree: BudgetTree, request: LeaseRequest, loaded: Sequence[Account]) -> tuple[Reason, ...]:
         kind = request.accelerators.kind

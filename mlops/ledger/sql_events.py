@@ -28,6 +28,8 @@ events = sa.Table(
 GENESIS = "0" * 64
 _SELECT_HEAD = sa.select(events.c.number, events.c.at_us, events.c.sha256).order_by(events.c.number.desc()).limit(1)
 _INSERT = events.insert()
+_encode_body = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_encode_link = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Event:
 
 def chain_digest(previous: str, *, number: int, at_us: int, kind: str, subject: str, body: str) -> str:
     """Digest of an event on top of `previous`."""
-    line = json.dumps([previous, number, at_us, kind, subject, body], ensure_ascii=False, separators=(",", ":"))
+    line = _encode_link([previous, number, at_us, kind, subject, body])
     return hashlib.sha256(line.encode()).hexdigest()
 
 
@@ -76,7 +78,7 @@ def append_many(
     rows = []
     for kind, subject, body in entries:
         number = head.number + 1
-        text = json.dumps(body, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = _encode_body(body)
         digest = chain_digest(head.sha256, number=number, at_us=at_us, kind=kind, subject=subject, body=text)
         rows.append(
             {"number": number, "at_us": at_us, "kind": kind, "subject": subject, "body": text, "sha256": digest}

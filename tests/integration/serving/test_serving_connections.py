@@ -148,7 +148,11 @@ def test_logs_are_json_lines_with_the_prediction_id(start, body):
     with SocketClient(instance.socket, timeout_seconds=10) as client:
         headers = {"content-type": "application/json", "traceparent": trace}
         answer = client.ask("POST", _PATH, body=body, headers=headers)
-    lines = [json.loads(line) for line in runtime.logs(instance).splitlines()]
+    until = time.monotonic() + 20
+    mine = None
+    while mine is None and time.monotonic() < until:  # the line is written after the answer has left
+        lines = [json.loads(line) for line in runtime.logs(instance).splitlines()]
+        mine = next((line for line in lines if line.get("prediction") == answer.headers["x-prediction-id"]), None)
     assert lines[0]["event"] == "start"
-    mine = next(line for line in lines if line.get("prediction") == answer.headers["x-prediction-id"])
+    assert mine is not None
     assert (mine["status"], mine["traceparent"], mine["path"]) == (200, trace, _PATH)
