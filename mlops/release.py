@@ -89,7 +89,8 @@ def judge(it: Release) -> StepRun | Refusal:
     """5. The gate judges the exported candidate, the thing that will serve, on rows that no training saw."""
     candidate, manifest = it.done("export").outputs["candidate"], it.done("data").outputs["manifest"]
     run_id = it.done("sweep").facts["mlflow_run_id"]
-    return gate_step(it.bench, product=it.product, candidate=candidate, manifest=manifest, run_id=run_id)
+    what = {"product": it.product, "candidate": candidate, "manifest": manifest, "run_id": run_id}
+    return gate_step(it.bench, **what, spender=it.person)
 
 
 def register(it: Release) -> StepRun:

@@ -22,6 +22,7 @@ def gate() -> None:
 @click.option("--champion", type=click.Path(path_type=Path, exists=True, file_okay=False), help="To compare with.")
 @click.option("--policy", type=click.Path(path_type=Path), help="Instead of evaluation/<product>.yaml.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of every sample and attack.")
+@click.option("--local", "is_local", is_flag=True, help="Use processes of this machine, not the policy's `machines`.")
 @click.option("--self-test", is_flag=True, help="Judge planted models with known defects instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.option("--dry-run", is_flag=True, help="Say what would be judged, and on how many rows.")
@@ -31,6 +32,7 @@ def run(
     champion: Path | None,
     policy: Path | None,
     seed: int,
+    is_local: bool,
     self_test: bool,
     as_json: bool,
     dry_run: bool,
@@ -55,7 +57,8 @@ def run(
     look = judging.spend_look_of(project.ledger, request)
     if isinstance(look, Refusal):
         refuse(look, what="this test set has been looked at too often")
-    judgement = judging.judge_candidate(project.places, request)
+    crew = judging.choose_crew(project.places, request, ledger=project.ledger, ids=project.ids, spender=project.person)
+    judgement = judging.judge_candidate(project.places, request, open_crew=None if is_local else crew)
     if isinstance(judgement, Refusal):
         refuse(judgement, what="the checks could not all be heard")
     if as_json:

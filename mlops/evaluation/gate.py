@@ -79,7 +79,11 @@ class GateRequest:
     """Called with each check's name and seconds, for progress."""
 
 
-def run_gate(request: GateRequest, *, crew: CheckCrew | None = None) -> GateResult | Refusal:
+OpenCrew = Callable[[], CheckCrew | Refusal]
+"""Opens the place where checks run; the gate closes it."""
+
+
+def run_gate(request: GateRequest, *, open_crew: OpenCrew | None = None) -> GateResult | Refusal:
     """Judge a candidate.
 
     The result is a function of the request's values: neither the order of rows, nor the number of checks at once, nor
@@ -87,10 +91,10 @@ def run_gate(request: GateRequest, *, crew: CheckCrew | None = None) -> GateResu
 
     Args:
         request: What is judged, and on what.
-        crew: Where the checks run; None is child processes of this one.
+        open_crew: Where the checks run; None is child processes of this one.
 
     Returns:
-        The result; a refusal when the crew's lease could not be paid on.
+        The result; a refusal when the crew's lease was not granted or could not be paid on.
     """
     hearing, inputs = open_hearing(request), _fixed_inputs(request)
     return judge_hearing(
@@ -98,7 +102,7 @@ def run_gate(request: GateRequest, *, crew: CheckCrew | None = None) -> GateResu
         candidate=request.candidate.digest,
         clock=request.clock,
         inputs=inputs,
-        crew=crew,
+        open_crew=open_crew,
         checks_at_once=request.checks_at_once,
         known=None if request.cache_folder is None else _open_cache(request.cache_folder, hearing, request, inputs),
         hidden=request.keys_folder,
@@ -113,7 +117,7 @@ def judge_hearing(
     candidate: str,
     clock: Clock,
     inputs: dict[str, str],
-    crew: CheckCrew | None = None,
+    open_crew: OpenCrew | None = None,
     checks_at_once: int = 0,
     known: KnownChecks | None = None,
     hidden: Path | None = None,
@@ -124,14 +128,18 @@ def judge_hearing(
     policy = hearing.policy
     digests, counts = _describe_rows(hearing)
     with _one_thread_each():
-        if crew is None:
+        if open_crew is None:
             load_libraries(rule.kind for rule in policy.checks)
-            answer_ahead(hearing, hidden=hidden)
-            crew = ForkCrew(partial(hear_rule, hearing=hearing), size=checks_at_once or count_cores(), hidden=hidden)
+        answer_ahead(hearing, hidden=hidden)
+        # before Ray is connected: a process should not fork while others of its threads talk
+        context = call_apart(partial(_context, hearing), time_limit=AHEAD_SECONDS, hidden=hidden) or {}
+        size = checks_at_once or count_cores()
+        crew = open_crew() if open_crew else ForkCrew(partial(hear_rule, hearing=hearing), size=size, hidden=hidden)
+        if isinstance(crew, Refusal):
+            return crew
         heard = hear_checks(policy.checks, crew=crew, clock=clock, known=known, on_finished=on_finished)
         if isinstance(heard, Refusal):
             return heard
-        context = call_apart(partial(_context, hearing), time_limit=AHEAD_SECONDS, hidden=hidden)
     checks = (signed or SignedAnswers()).add_to(
         decide_checks(policy, heard), policy=policy, candidate=candidate, now_us=hearing.now_us
     )
@@ -142,7 +150,7 @@ def judge_hearing(
         inputs={**inputs, **digests},
         settings={"alpha": policy.alpha, "seed": hearing.seed, "rows": counts},
         checks=checks,
-        context=context or {},
+        context=context,
     )
 
 

@@ -6,18 +6,21 @@ Leaves to others: the gate itself (gate.py), the step's record and what follows 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from mlops.budgets.opening import open_lease_book
 from mlops.clock import Clock
 from mlops.datasets.version import load_dataset_version, read_split
 from mlops.errors import ProjectError, Refusal
-from mlops.evaluation.check_crew import CheckCrew
-from mlops.evaluation.gate import GateRequest, run_gate
+from mlops.evaluation.gate import GateRequest, OpenCrew, run_gate
+from mlops.evaluation.leased_crew import open_leased_crew
 from mlops.evaluation.policy import Policy, load_policy
 from mlops.evaluation.rows import rows_of_table
 from mlops.evaluation.sql_looks import spend_look
 from mlops.evaluation.store import keep_result
 from mlops.evaluation.verdicts import GateResult
+from mlops.ids import Ids
 from mlops.ledger.connection import Ledger
 from mlops.places import Places
 from mlops.training.candidate import Candidate, load_candidate
@@ -80,9 +83,22 @@ def spend_look_of(ledger: Ledger, request: GateRequest) -> int | Refusal:
     )
 
 
-def judge_candidate(places: Places, request: GateRequest, *, crew: CheckCrew | None = None) -> Judgement | Refusal:
-    """Run the gate and keep what it says; a refusal when the crew's lease could not be paid on."""
-    result = run_gate(request, crew=crew)
+def choose_crew(places: Places, request: GateRequest, *, ledger: Ledger, ids: Ids, spender: str) -> OpenCrew | None:
+    """Workers on Ray under a lease where the policy names machines; None is processes of this machine.
+
+    Raises:
+        ProjectError: The budget files have problems.
+    """
+    machines = request.policy.machines
+    if machines is None:
+        return None
+    leases = open_lease_book(places, ledger, request.clock, ids)
+    return partial(open_leased_crew, request, machines=machines, places=places, leases=leases, ids=ids, spender=spender)
+
+
+def judge_candidate(places: Places, request: GateRequest, *, open_crew: OpenCrew | None = None) -> Judgement | Refusal:
+    """Run the gate and keep what it says; a refusal when the budget does not pay for the machines."""
+    result = run_gate(request, open_crew=open_crew)
     if isinstance(result, Refusal):
         return result
     return Judgement(result=result, folder=keep_result(places, result, judged_us=request.clock.now_us()))

@@ -8,11 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints, field_validator, model_validator
 
 from mlops.evaluation.rule import Name, Rate, Rule, Sentence, SlicedRule
 from mlops.provenance.digest import digest_json
 from mlops.specs import Spec, load_spec
+from mlops.units import Accelerators, Duration
 
 
 class LossRule(SlicedRule):
@@ -233,6 +234,24 @@ AnyRule = Annotated[
 ]
 
 
+class Machines(Spec):
+    """Where the checks run and who pays: workers on Ray under a lease."""
+
+    budget: str = Field(min_length=1)
+    workers: int = Field(default=2, ge=1, le=256)
+    accelerators: Accelerators = Accelerators("cpu", 0.5)
+    """Of each worker."""
+    window: Duration = 60.0
+    """Paid ahead, and renewed at half time."""
+
+    @field_validator("accelerators")
+    @classmethod
+    def _is_cpu(cls, value: Accelerators) -> Accelerators:
+        if value.kind != "cpu":
+            raise ValueError(f"checks run on cpu, not on {value.kind}")
+        return value
+
+
 class Policy(Spec):
     """Everything a policy file says."""
 
@@ -244,6 +263,8 @@ class Policy(Spec):
     """Error rate of each PASS and of any FAIL."""
     looks: int = Field(default=200, ge=1)
     """How many candidates may be judged on the same test rows before fresh ones are needed."""
+    machines: Machines | None = None
+    """None: processes of the machine that runs the gate."""
     checks: tuple[AnyRule, ...] = ()
     """May be empty only in the sense that such a policy never passes anything."""
 
@@ -268,8 +289,8 @@ class Policy(Spec):
 
     @property
     def digest(self) -> str:
-        """`sha256:…` of the meaning of the file: comments and line breaks do not count."""
-        return digest_json(self.model_dump(mode="json"))
+        """`sha256:…` of the meaning of the file: comments, line breaks and machines do not count."""
+        return digest_json(self.model_dump(mode="json", exclude={"machines"}))
 
 
 def load_policy(path: Path) -> Policy:

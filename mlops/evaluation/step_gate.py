@@ -6,7 +6,7 @@ Leaves to others: judging (gate.py, judging.py), memoisation and signing (mlops/
 from __future__ import annotations
 
 from mlops.errors import Reason, Refusal
-from mlops.evaluation.judging import judge_candidate, prepare_request, spend_look_of
+from mlops.evaluation.judging import choose_crew, judge_candidate, prepare_request, spend_look_of
 from mlops.evaluation.verdicts import GateResult
 from mlops.provenance.digest import digest_code, digest_file, digest_folder, digest_json, hex_of
 from mlops.provenance.sql_steps import StepRecord
@@ -16,7 +16,9 @@ from mlops.registry.mlflow_runs import open_mirror
 KIND = "gate"
 
 
-def gate_step(bench: Workbench, *, product: str, candidate: str, manifest: str, run_id: str) -> StepRun | Refusal:
+def gate_step(
+    bench: Workbench, *, product: str, candidate: str, manifest: str, run_id: str, spender: str = ""
+) -> StepRun | Refusal:
     """Judge once per candidate, policy, rows, cases, project checks and gate code.
 
     Args:
@@ -25,9 +27,10 @@ def gate_step(bench: Workbench, *, product: str, candidate: str, manifest: str, 
         candidate: Digest of the exported candidate.
         manifest: Digest of the dataset version.
         run_id: MLflow run of the winning trial; report and verdict are logged to it, also those of a no-go.
+        spender: In whose name the machines that the policy asks for are paid.
 
     Returns:
-        The step, or the refusal: every check that stops the release, or too many looks at these test rows.
+        The step, or the refusal: every check that stops the release, too many looks at these test rows, or no budget.
 
     Raises:
         ProjectError: No policy, or a wrong one.
@@ -53,7 +56,8 @@ def gate_step(bench: Workbench, *, product: str, candidate: str, manifest: str, 
         looks = spend_look_of(bench.ledger, request)
         if isinstance(looks, Refusal):
             return looks
-        judgement = judge_candidate(places, request)
+        crew = choose_crew(places, request, ledger=bench.ledger, ids=bench.ids, spender=spender)
+        judgement = judge_candidate(places, request, open_crew=crew)
         if isinstance(judgement, Refusal):
             return judgement
         result = judgement.result
