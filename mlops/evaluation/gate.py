@@ -276,7 +276,11 @@ def _context(hearing: Hearing) -> dict[str, Any]:
 
 
 def _fixed_inputs(request: GateRequest) -> dict[str, str]:
-    digests = {"manifest": request.dataset_digest, "champion": request.champion and request.champion.digest}
+    digests = {
+        "manifest": request.dataset_digest,
+        "champion": request.champion and request.champion.digest,
+        "audit": request.audit and request.audit.digest,
+    }
     for name, folder in (("project_checks", request.project_checks_folder), ("incidents", request.incidents_folder)):
         if folder is not None and folder.is_dir():
             digests[name] = digest_folder(folder)

@@ -13,6 +13,7 @@ from mlops.budgets.opening import open_lease_book
 from mlops.clock import Clock
 from mlops.datasets.version import load_dataset_version, read_split
 from mlops.errors import ProjectError, Refusal
+from mlops.evaluation.audit_evidence import load_audit, trained_rows
 from mlops.evaluation.gate import GateRequest, OpenCrew, run_gate
 from mlops.evaluation.leased_crew import open_leased_crew
 from mlops.evaluation.policy import Policy, load_policy
@@ -59,12 +60,13 @@ def prepare_request(
         policy=policy,
         schema=version.schema,
         test=read_split(version, "test"),
-        train=read_split(version, "train"),
+        train=trained_rows(read_split(version, "train"), places=places, candidate=candidate),
         clock=clock,
         champion=None if champion_folder is None else load_candidate(champion_folder),
         seed=seed,
         project_checks_folder=places.root / "evaluation" / "checks",
         incidents_folder=places.root / "evaluation" / "incidents",
+        audit=load_audit(places, candidate),
         dataset_digest=version.digest,
         cache_folder=places.cache / "checks",
         keys_folder=places.keys_folder,

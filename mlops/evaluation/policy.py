@@ -109,6 +109,12 @@ class ReferenceMembershipRule(Rule):
     kind: Literal["reference-membership"]
     maximum_auc: float = Field(ge=0.5, le=1)
     maximum_tpr: Rate
+    at_fpr: tuple[Annotated[float, Field(gt=0, lt=0.5)], ...] = (0.01, 0.001)
+    """False positive rates; each needs `3 / rate` strangers in the pool to be measured."""
+    maximum_epsilon: float | None = Field(default=None, gt=0, le=100)
+    """Of a private training: the accountant must vouch for it, and the attack must not refute it."""
+    delta: float = Field(default=1e-5, gt=0, lt=0.1)
+    """At which epsilon is stated."""
 
 
 class ParityRule(Rule):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from scipy import optimize, special, stats
 
 from mlops.evaluation import rates, roc
 from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
+from mlops.provenance.digest import digest_bytes, digest_json
 
 if TYPE_CHECKING:
     from mlops.evaluation.hearing import Hearing
@@ -111,6 +112,24 @@ def bound_epsilon(scores: Floats, is_member: Flags, *, alpha: float, delta: floa
     return gaussian_epsilon(max(strengths), delta=delta)
 
 
+def refute_epsilon(scores: Floats, is_member: Flags, *, epsilon: float, delta: float = 1e-5) -> float:
+    """P-value of "the training is (epsilon, delta) private as a Gaussian mechanism": small means the attack refutes it.
+
+    The smallest alpha at which `bound_epsilon` would exceed `epsilon`.
+    """
+    mu = float(optimize.brentq(lambda value: gaussian_epsilon(value, delta=delta) - epsilon, 0.0, 16.0))
+    tails = []
+    for share in SHARES:
+        guesses, right = _guess(scores, is_member, share=share)
+        low, high = 0.0, 1.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            is_possible = _is_possible(guesses, right, total=scores.size, mu=mu, tail=middle)
+            low, high = (middle, high) if is_possible else (low, middle)
+        tails.append(high)
+    return min(1.0, len(SHARES) * min(tails))
+
+
 def _guess(scores: Floats, is_member: Flags, *, share: float) -> tuple[int, int]:
     """How many guesses are made, and how many are right: the top half of them "member", the bottom half "not"."""
     half = max(1, round(share * scores.size / 2))
@@ -178,6 +197,14 @@ class AuditPool:
     """`[R, N]`, the same of the trials."""
     membership: Flags
     """`[R, N]`, whether a trial was trained on the row."""
+    accountant: dict[str, Any] | None = None
+    """What a private training states: `epsilon`, `delta`, `accountant`; None for ordinary training."""
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of everything that the audit rests on."""
+        parts = (self.is_member, self.target, self.references, self.membership)
+        return digest_json([digest_bytes(np.ascontiguousarray(part).tobytes()) for part in parts] + [self.accountant])
 
 
 def check_reference_membership(rule: ReferenceMembershipRule, hearing: Hearing) -> Findings:
@@ -189,25 +216,72 @@ def check_reference_membership(rule: ReferenceMembershipRule, hearing: Hearing) 
     pool = hearing.audit
     if pool is None:
         raise NotEvaluableError("no-references", "the sweep left no audit pool: train with one to get this attack")
-    scores, alpha = log_ratio_scores(pool.target, pool.references, pool.membership), hearing.policy.alpha
+    alpha = hearing.policy.alpha
+    scores = log_ratio_scores(pool.target, pool.references, pool.membership)
     strength = measure_membership(
         scores,
         pool.is_member,
         maximum_auc=rule.maximum_auc,
         maximum_tpr=rule.maximum_tpr,
-        at=(0.01, 0.001),
+        at=rule.at_fpr,
         alpha=alpha,
     )
     n = int(pool.is_member.sum())
     claims = [Claim("AUC", "at most", rule.maximum_auc, n=n, evidence=strength.area)]
-    for rate, evidence in strength.rates_at.items():
-        claims.append(
-            Claim(f"true positives at {rate:.1%} false positives", "at most", rule.maximum_tpr, n=n, evidence=evidence)
-        )
-    epsilon = bound_epsilon(scores, pool.is_member, alpha=alpha)
+    claims += [
+        _claim_rate(rate, strength.rates_at.get(rate), pool=pool, maximum=rule.maximum_tpr) for rate in rule.at_fpr
+    ]
+    if rule.maximum_epsilon is not None:
+        claims.append(_claim_epsilon(scores, pool, maximum=rule.maximum_epsilon, delta=rule.delta, alpha=alpha))
     details = {
         "attack_roc": {"sweep trials": roc.curve(scores[pool.is_member], scores[~pool.is_member])},
-        "epsilon_lower_bound": epsilon,
+        "epsilon_lower_bound": bound_epsilon(scores, pool.is_member, alpha=alpha, delta=rule.delta),
+        "epsilon_accountant": pool.accountant,
         "reference_models": int(pool.references.shape[0]),
     }
     return Findings(tuple(claims), details)
+
+
+def _claim_rate(rate: float, evidence: rates.Evidence | None, *, pool: AuditPool, maximum: float) -> Claim:
+    name, n = f"true positives at {rate:.1%} false positives", int(pool.is_member.sum())
+    if evidence is not None:
+        return Claim(name, "at most", maximum, n=n, evidence=evidence)
+    strangers, needed = int((~pool.is_member).sum()), math.ceil(3 / rate)
+    text = f"{strangers:,} strangers cannot measure a false positive rate of {rate:.1%}; it takes {needed:,}"
+    return Claim(
+        name,
+        "at most",
+        maximum,
+        n=n,
+        evidence=None,
+        code="too-few-rows",
+        text=text,
+        rows_needed=2 * (needed - strangers),
+    )
+
+
+NO_UPPER_BOUND = 1e6
+"""Stands for "nothing bounds epsilon from above": ordinary training gives no guarantee."""
+
+
+def _claim_epsilon(scores: Floats, pool: AuditPool, *, maximum: float, delta: float, alpha: float) -> Claim:
+    """The attack refutes the limit from below; only a private training's accountant can show it from above."""
+    accountant = pool.accountant or {}
+    vouches = float(accountant.get("delta", 1.0)) <= delta
+    upper = float(accountant["epsilon"]) if vouches and "epsilon" in accountant else NO_UPPER_BOUND
+    lower = bound_epsilon(scores, pool.is_member, alpha=alpha, delta=delta)
+    evidence = rates.Evidence(
+        estimate=lower,
+        lower=lower,
+        upper=upper,
+        p_good=0.0 if upper <= maximum else 1.0,
+        p_bad=refute_epsilon(scores, pool.is_member, epsilon=maximum, delta=delta),
+    )
+    text = (
+        f"the accountant ({accountant['accountant']}) vouches for {upper:.3g}"
+        if upper < NO_UPPER_BOUND
+        else (f"no private training vouches for an upper bound at delta {delta:g}")
+    )
+    if lower > upper:
+        text = f"{text}, but the attack shows at least {lower:.3g}: the training is not what it says"
+    return Claim("epsilon", "at most", maximum, n=int(pool.is_member.size), evidence=evidence, text=text)

@@ -1,10 +1,21 @@
 """The attack with reference models and the lower bound of epsilon: power, validity under the null, bad input."""
 
+import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from mlops.evaluation import audit_evidence
 from mlops.evaluation import reference_membership as membership
-from mlops.evaluation.verdicts import NotEvaluableError
+from mlops.evaluation.decisions import decide_claims
+from mlops.evaluation.policy import ReferenceMembershipRule
+from mlops.evaluation.verdicts import NotEvaluableError, Verdict
+from mlops.places import Places
+from mlops.specs import parse_spec
+from mlops.training.audit_pool import save_audit
 
 
 def pool(*, leak: float, references: int = 8, rows: int = 2000, seed: int = 0) -> membership.AuditPool:
@@ -48,6 +59,65 @@ def test_rows_that_no_reference_has_seen_are_scored_too() -> None:
     assert np.isfinite(scores_of(audit)).all()
     lone = membership.log_ratio_scores(audit.target, audit.references[:1], audit.membership[:1])
     assert np.isfinite(lone).all()
+
+
+def test_the_p_value_of_a_limit_of_epsilon_is_where_the_bound_meets_it() -> None:
+    audit = pool(leak=0.6)
+    bound = membership.bound_epsilon(scores_of(audit), audit.is_member, alpha=0.05)
+    below, above = (
+        membership.refute_epsilon(scores_of(audit), audit.is_member, epsilon=bound * by) for by in (0.99, 1.01)
+    )
+    assert 0.04 < below <= 0.05 <= above < 0.06
+
+
+ACCOUNTANTS = {
+    "nobody vouches": (0.0, 8.0, None, Verdict.UNDECIDED),
+    "the accountant vouches for less": (0.0, 8.0, {"epsilon": 3.0, "delta": 1e-5, "accountant": "prv"}, Verdict.PASS),
+    "the accountant vouches for more": (
+        0.0,
+        8.0,
+        {"epsilon": 9.0, "delta": 1e-5, "accountant": "prv"},
+        Verdict.UNDECIDED,
+    ),
+    "at a larger delta": (0.0, 8.0, {"epsilon": 3.0, "delta": 1e-2, "accountant": "prv"}, Verdict.UNDECIDED),
+    "the attack shows more": (2.0, 1.0, {"epsilon": 0.5, "delta": 1e-5, "accountant": "prv"}, Verdict.FAIL),
+}
+
+
+@pytest.mark.parametrize("case", ACCOUNTANTS)
+def test_epsilon_passes_by_the_accountant_only_and_fails_by_the_attack(case: str) -> None:
+    leak, maximum, accountant, expected = ACCOUNTANTS[case]
+    audit = dataclasses.replace(pool(leak=leak), accountant=accountant)
+    rule = parse_spec(
+        "name: m, kind: reference-membership, owner: me, reason: a reason of a sentence, maximum_auc: 1, "
+        f"maximum_tpr: 1, at_fpr: [0.001], maximum_epsilon: {maximum}".join("{}"),
+        ReferenceMembershipRule,
+        source="rule",
+    )
+    hearing = SimpleNamespace(audit=audit, policy=SimpleNamespace(alpha=0.05))
+    found = membership.check_reference_membership(rule, hearing)
+    judged = {item.claim.name: item for item in decide_claims({"m": found}, blocking=frozenset(), alpha=0.05)["m"]}
+    assert judged["epsilon"].verdict is expected
+    assert judged["true positives at 0.1% false positives"].claim.code == "too-few-rows"
+
+
+def test_the_sweeps_files_become_target_and_references_and_the_left_out_rows_no_members(tmp_path: Path) -> None:
+    places, rows = Places(tmp_path), np.array([1, 4, 7])
+    is_in = {0: [True, False, True], 3: [False, True, True]}
+    for trial, members in is_in.items():
+        folder = places.checkpoints / "s1" / f"{trial}"
+        save_audit(folder, pool=rows, members=np.array(members), scores=np.float32([trial, 0, 1]))
+    candidate = SimpleNamespace(folder=tmp_path)
+    (tmp_path / "params.json").write_text('{"params": {}, "sweep": "s1", "trial": 3, "seed": 1}')
+    audit = audit_evidence.load_audit(places, candidate)
+    assert audit is not None
+    assert audit.is_member.tolist() == is_in[3]
+    assert audit.membership.tolist() == [is_in[0]]
+    assert audit.target == pytest.approx(1 / (1 + np.exp(-np.array([3.0, 0.0, 1.0]))))
+    kept = audit_evidence.trained_rows(pa.table({"n": np.arange(9)}), places=places, candidate=candidate)
+    assert kept["n"].to_pylist() == [0, 2, 3, 4, 5, 6, 7, 8]
+    (tmp_path / "params.json").write_text('{"params": {}, "sweep": "other", "trial": 3, "seed": 1}')
+    assert audit_evidence.load_audit(places, candidate) is None
 
 
 BAD = {
