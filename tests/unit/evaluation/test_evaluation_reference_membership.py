@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlops.evaluation import audit_evidence
+from mlops.evaluation import audit_evidence, roc
 from mlops.evaluation import reference_membership as membership
 from mlops.evaluation.decisions import decide_claims
 from mlops.evaluation.policy import ReferenceMembershipRule
@@ -29,7 +29,7 @@ def pool(*, leak: float, references: int = 8, rows: int = 2000, seed: int = 0) -
 
 
 def scores_of(audit: membership.AuditPool) -> np.ndarray:
-    return membership.log_ratio_scores(audit.target, audit.references, audit.membership)
+    return membership.membership_scores(audit.target, audit.references, audit.membership)
 
 
 def test_the_attack_finds_members_that_the_bare_loss_hides() -> None:
@@ -45,6 +45,16 @@ def test_the_attack_finds_members_that_the_bare_loss_hides() -> None:
     assert 0.001 not in found.rates_at  # a thousand strangers cannot measure one in a thousand
 
 
+def test_members_of_uneven_rows_are_found_by_the_likelihood_ratio() -> None:
+    audit = pool(leak=0.6)
+    reverse = dataclasses.replace(audit, membership=~audit.membership)
+    for score in (membership.log_ratio_scores, membership.likelihood_ratio_scores):
+        inside = score(audit.target, audit.references, audit.membership)
+        assert roc.area_with_error(inside[audit.is_member], inside[~audit.is_member])[0] > 0.7
+    turned = membership.likelihood_ratio_scores(reverse.target, reverse.references, reverse.membership)
+    assert roc.area_with_error(turned[audit.is_member], turned[~audit.is_member])[0] < 0.3
+
+
 def test_without_a_leak_nothing_is_found() -> None:
     audit = pool(leak=0.0)
     found = membership.measure_membership(
@@ -57,7 +67,7 @@ def test_without_a_leak_nothing_is_found() -> None:
 def test_rows_that_no_reference_has_seen_are_scored_too() -> None:
     audit = pool(leak=0.6, references=2)
     assert np.isfinite(scores_of(audit)).all()
-    lone = membership.log_ratio_scores(audit.target, audit.references[:1], audit.membership[:1])
+    lone = membership.membership_scores(audit.target, audit.references[:1], audit.membership[:1])
     assert np.isfinite(lone).all()
 
 
@@ -132,7 +142,7 @@ BAD = {
 def test_bad_matrices_are_not_evaluable(case: str) -> None:
     references, is_in, code = BAD[case]
     with pytest.raises(NotEvaluableError) as caught:
-        membership.log_ratio_scores(np.full(5, 0.5), references, is_in)
+        membership.membership_scores(np.full(5, 0.5), references, is_in)
     assert caught.value.code == code
 
 
