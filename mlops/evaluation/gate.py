@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from mlops.evaluation.reference_membership import AuditPool
 from mlops.evaluation.rows import rows_of_table
 from mlops.evaluation.signed_answers import Signed, SignedAnswers, Verify, refuse_all
 from mlops.evaluation.verdicts import CheckResult, Findings, GateResult, JudgedClaim, NotEvaluableError, Verdict
-from mlops.provenance.digest import digest_bytes, digest_code, digest_folder
+from mlops.provenance.digest import digest_code, digest_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -290,7 +290,7 @@ def _fixed_inputs(request: GateRequest) -> dict[str, str]:
 def _open_cache(folder: Path, hearing: Hearing, request: GateRequest, inputs: dict[str, str]) -> CheckCache:
     """Findings depend on model, rows, champion, this code, the seed and the head of the policy."""
     policy = request.policy
-    fixed = {name: digest for name, digest in inputs.items() if name not in {"incidents", "project_checks"}}
+    fixed = {name: digest for name, digest in inputs.items() if name not in {"incidents", "project_checks", "audit"}}
     shared = {
         **fixed,
         **_describe_rows(hearing)[0],
@@ -305,16 +305,9 @@ def _open_cache(folder: Path, hearing: Hearing, request: GateRequest, inputs: di
     of_kind = {
         "incidents": {"cases": inputs.get("incidents", ""), "today": today},
         "project": {"functions": inputs.get("project_checks", "")},
-        "reference-membership": {"audit": _digest_arrays(request.audit)},
+        "reference-membership": {"audit": inputs.get("audit", "")},
     }
     return CheckCache(folder, inputs=shared, of_kind=of_kind)
-
-
-def _digest_arrays(value: AuditPool | None) -> str:
-    if value is None:
-        return ""
-    parts = [np.ascontiguousarray(getattr(value, field.name)) for field in fields(value)]
-    return digest_bytes(b"".join(f"{part.dtype}{part.shape}".encode() + part.tobytes() for part in parts))
 
 
 def _describe_rows(hearing: Hearing) -> tuple[dict[str, str], dict[str, int]]:

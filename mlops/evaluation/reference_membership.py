@@ -3,7 +3,8 @@
 The score of a row is the log-ratio of the target's confidence to the mean confidence of the reference models, trained
 with and without the row alike (BASE, Lassila et al. 2025; InfoRMIA, ICLR 2026): continuous, so it ranks at any false
 positive rate, and it does not need that membership is paired; it is joined by rank with a likelihood ratio (LiRA,
-Carlini et al. 2022). The rows are the audit pool: each is in the final model and in each trial with probability 1/2 by seeded hash, which is also what a one-run audit asks for.
+Carlini et al. 2022). The rows are the audit pool: each is in the final model and in each trial with probability 1/2
+by seeded hash, which is also what a one-run audit asks for.
 Leaves to others: training on the pool (mlops/training), reading confidences of trials, and the policy (checks/).
 """
 
