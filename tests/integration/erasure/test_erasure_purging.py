@@ -1,5 +1,7 @@
 """Purging on real DVC stores, ledger, git and image layout: what is affected goes, everything else stays as it was."""
 
+import shutil
+
 import pytest
 
 from mlops.datasets.forgetting import forget_subjects
@@ -8,11 +10,15 @@ from mlops.deploy.state_keeper import load_desired_state
 from mlops.deploy.withdrawal import plan_rollback
 from mlops.erasure.affected import find_affected
 from mlops.erasure.purging import purge
+from mlops.erasure.scanning import Needles, scan_project
 from mlops.errors import Refusal
 from mlops.overview.audit import verify_reference
 from mlops.provenance.digest import hex_of
 from mlops.provenance.reference import parse_reference
 from mlops.serving.oci_layout import ImageLayout
+
+SPEND = "48151.62342"
+"""Only the person has it (conftest.py)."""
 
 
 @pytest.fixture
@@ -141,3 +147,29 @@ def test_what_the_pinned_version_holds_is_said_and_kept(machine, said):
     ]
     version = machine.version()
     assert all(read_shard(version, shard).num_rows == shard.rows for shard in version.manifest.shards)
+
+
+def look(machine):
+    return scan_project(machine.project, Needles(frozenset({machine.subject}), frozenset({SPEND})))
+
+
+def test_the_scan_finds_the_person_in_every_store_before_and_nothing_after_the_purge(replaced, said):
+    machine, _, _ = replaced
+    before = {(finding.store, finding.what) for finding in look(machine)}
+    stores = {"dvc-cache", "dvc-remote", "checkpoints", "candidates", "images", "datasets"}
+    assert stores <= {store for store, what in before if what == "value"}
+    assert {("dvc-cache", "keyed hash"), ("dvc-remote", "keyed hash")} <= before
+    machine.reconcile()
+    run(machine, ask(machine), said)
+    assert look(machine) == ()
+
+
+def test_a_push_from_a_stale_clone_is_swept_by_the_next_purge(replaced, said, tmp_path):
+    machine, _, _ = replaced
+    machine.reconcile()
+    stale = shutil.copytree(machine.places.dvc_remote, tmp_path / "stale")
+    run(machine, ask(machine), said)
+    shutil.copytree(stale, machine.places.dvc_remote, dirs_exist_ok=True)
+    assert {finding.store for finding in look(machine)} == {"dvc-remote"}
+    assert left(run(machine, ask(machine), said)) == []
+    assert look(machine) == ()
