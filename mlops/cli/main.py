@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rollback": ("mlops.cli.rollback:rollback", "Move an environment back to the last known good version."),
     "deploy": ("mlops.cli.deploy:deploy", "Serve the desired state; show and render it."),
     "incident": ("mlops.cli.incident:incident", "Open, list and close incidents."),
+    "report": ("mlops.cli.report:report", "Write a page about a product that anybody can read."),
+    "metrics": ("mlops.cli.metrics:metrics", "Print the status as Prometheus text."),
     "trace": ("mlops.cli.trace:trace", "Walk back from a version to everything it was made of."),
     "audit": ("mlops.cli.audit:audit", "Verify signatures and digests of a chain."),
     "rebuild": ("mlops.cli.rebuild:rebuild", "Rebuild a release from its attestations and compare digests."),

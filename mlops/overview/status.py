@@ -16,6 +16,7 @@ from mlops.clock import DAY_US, SECOND_US
 from mlops.deploy.environment import list_environments
 from mlops.deploy.sql_deployments import load_deployments, load_desired
 from mlops.errors import MlopsError
+from mlops.overview.open_matters import ErasureDeadlines, OpenIncident, OpenMatters
 from mlops.overview.waiting import WaitingLine, find_waiting
 from mlops.places import Places
 from mlops.project.opening import Project
@@ -100,6 +101,10 @@ class Status:
     waiting: tuple[WaitingLine, ...]
     dependencies_us: int | None
     """When `requirements.lock` was last changed."""
+    incidents: tuple[OpenIncident, ...] = ()
+    """Open ones, the gravest first."""
+    erasures: tuple[ErasureDeadlines, ...] = ()
+    """Open requests by dataset."""
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`, with days counted."""
@@ -117,8 +122,12 @@ def days_between(then_us: int | None, now_us: int) -> float | None:
     return None if then_us is None else round((now_us - then_us) / DAY_US, 1)
 
 
-def load_status(project: Project) -> Status:
+def load_status(project: Project, matters: OpenMatters) -> Status:
     """Read the ledger once and a few small files.
+
+    Args:
+        project: Where.
+        matters: What stands open in the rooms above.
 
     Raises:
         LedgerError: The ledger cannot be read.
@@ -144,6 +153,8 @@ def load_status(project: Project) -> Status:
                 now_us=now_us,
             ),
             dependencies_us=_find_lock_time(project.places),
+            incidents=matters.incidents,
+            erasures=matters.count_erasures(now_us),
         )
 
 

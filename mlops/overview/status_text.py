@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mlops.clock import SECOND_US, render_time
+from mlops.overview.open_matters import ErasureDeadlines, OpenIncident
 from mlops.overview.status import BudgetLine, ProductLine, ServingLine, Status, SweepLine, days_between
 from mlops.units import render_money
 
 _BAR = 20
 """Width of a budget's bar, in letters."""
+_SHOWN_DEADLINES = 5
+"""Deadlines of a dataset that are shown one by one."""
 _SILENT_SECONDS = 120
 """A sweep whose driver was not seen for so long is said to be without one."""
 
@@ -22,6 +25,8 @@ def render_status(status: Status) -> str:
         ("budgets", [_render_budget(line) for line in status.budgets]),
         ("running sweeps", [_render_sweep(line, status.now_us) for line in status.sweeps]),
         ("waiting", [f"{line.what}: {line.for_whom}   → {line.next_step}" for line in status.waiting]),
+        ("open incidents", [_render_incident(line, status.now_us) for line in status.incidents]),
+        ("open erasure requests", [_render_erasure(line) for line in status.erasures]),
         ("upkeep", list(_render_upkeep(status))),
     ]
     lines: list[str] = []
@@ -77,6 +82,20 @@ def _render_sweep(line: SweepLine, now_us: int) -> str:
     is_silent = now_us - line.seen_us > _SILENT_SECONDS * SECOND_US
     driver = f"; no driver since {render_time(line.seen_us)}, `mlops sweep resume {line.sweep_id}`" if is_silent else ""
     return f"{line.sweep_id} {line.product}: {counts}, started {render_age(line.started_us, now_us)}{driver}"
+
+
+def _render_incident(line: OpenIncident, now_us: int) -> str:
+    opened = render_age(line.opened_us, now_us)
+    return f"{line.incident_id} severity {line.severity}, opened {opened}: {line.title}"
+
+
+def _render_erasure(line: ErasureDeadlines) -> str:
+    """Counts and days only: who asked stands nowhere here."""
+    states = ", ".join(f"{count} {state}" for state, count in line.states.items())
+    late = f", {line.overdue} OVERDUE" if line.overdue else ""
+    shown = ", ".join(f"{days:g}" for days in line.days_left[:_SHOWN_DEADLINES])
+    more = f" and {len(line.days_left) - _SHOWN_DEADLINES} later" if len(line.days_left) > _SHOWN_DEADLINES else ""
+    return f"{line.dataset}: {states}{late}; days left: {shown}{more}   → mlops erasure run {line.dataset}"
 
 
 def _render_upkeep(status: Status) -> Iterator[str]:

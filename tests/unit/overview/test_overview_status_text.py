@@ -7,6 +7,7 @@ import json
 import pytest
 
 from mlops.clock import DAY_US, SECOND_US
+from mlops.overview.open_matters import OpenErasure, OpenIncident, OpenMatters
 from mlops.overview.status import (
     BudgetLine,
     GateLine,
@@ -20,6 +21,15 @@ from mlops.overview.status_text import render_age, render_status
 from mlops.overview.waiting import WaitingLine
 
 NOW = 1_800_000_000 * SECOND_US
+
+
+MATTERS = OpenMatters(
+    (OpenIncident("income-1", "income", 1, "offer far too high", NOW - 3_600 * SECOND_US),),
+    tuple(
+        OpenErasure("income", state, NOW + round(days * DAY_US))
+        for days, state in [(20, "batched"), (-1.5, "batched"), (12.4, "legal-hold"), *[(29, "fenced")] * 5]
+    ),
+)
 
 
 def full_status() -> Status:
@@ -45,6 +55,8 @@ def full_status() -> Status:
         sweeps=(SweepLine("sweep-1", "income", NOW - 60 * SECOND_US, NOW - 500 * SECOND_US, {"RUNNING": 2}),),
         waiting=(WaitingLine("income@3 for production", "2 more approvers", "mlops approve …"),),
         dependencies_us=NOW - 40 * DAY_US,
+        incidents=MATTERS.incidents,
+        erasures=MATTERS.count_erasures(NOW),
     )
 
 
@@ -64,6 +76,8 @@ def full_status() -> Status:
         "last good rebuild of income: 9 days ago",
         "last good rebuild of digits: never",
         "dependencies pinned 40 days ago",
+        "income-1 severity 1, opened 1 h ago: offer far too high",
+        "income: 2 batched, 5 fenced, 1 legal-hold, 1 OVERDUE; days left: -1.5, 12.4, 20, 29, 29 and 3 later",
     ],
 )
 def test_the_screen_says(words: str) -> None:
