@@ -301,9 +301,7 @@ def bench_ledger(seconds: float = 8.0) -> list[dict]:
         ledger.close()
     overshoot = max(balances[0] + balances[1] for (scope, _), balances in held.items() if scope == "budget:team") - cap
     rate = sum(count for count, _ in found) / seconds
-    how = (
-        "8 processes, reserve and settle over 2 budgets, each on the disk before it is answered, events chained"
-    )
+    how = "8 processes, reserve and settle over 2 budgets, each on the disk before it is answered, events chained"
     return [
         row("ledger transactions, 8 processes", rate, rival=None, asked=500, is_at_most=False, unit="tx/s", how=how),
         row("longest wait of any of them", max(longest for _, longest in found), rival=None, asked=1.0, is_at_most=True,
