@@ -8,6 +8,7 @@ Leaves to others: when to write one (mlops/training/worker).
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mlops.errors import TrainingError
-from mlops.files import folder_aside, remove_tree
+from mlops.files import folder_aside, remove_tree, sync_folder
 from mlops.provenance.digest import canonical_json, digest_file
 
 _NAME = re.compile(r"epoch-(\d{6})")
@@ -98,7 +99,10 @@ def save_weights(path: Path, module_state: Mapping[str, torch.Tensor]) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.aside")
     save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in module_state.items()}, aside)
+    with aside.open("rb") as stream:
+        os.fsync(stream.fileno())
     aside.replace(path)
+    sync_folder(path.parent)
     return digest_file(path)
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ class SweepBook:
     runs: dict[int, str] = field(default_factory=dict)
     """Trial to handle; a trial has a run from its first attempt on."""
     _params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    _shared: Transaction | None = None
+    _stack: ExitStack | None = None
 
     @property
     def sweep_id(self) -> str:
@@ -104,10 +107,35 @@ class SweepBook:
         self._params.update({trial.number: trial.params for trial in trials})
         return trials
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All that is written inside the block is one transaction: durable when the block has ended, or not at all.
+
+        It begins with the first write, so a block that writes nothing costs nothing; inside, nobody else may write to
+        the ledger from this thread.
+        """
+        with ExitStack() as stack:
+            self._stack = stack
+            try:
+                yield
+            finally:
+                self._stack, self._shared = None, None
+
+    @contextmanager
+    def _write(self) -> Iterator[Transaction]:
+        if self._stack is None:
+            with self.ledger.write() as transaction:
+                self._require_mine(transaction)
+                yield transaction
+            return
+        if self._shared is None:
+            self._shared = self._stack.enter_context(self.ledger.write())
+            self._require_mine(self._shared)
+        yield self._shared
+
     def begin_trial(self, number: int, *, params: Mapping[str, Value], seed: int) -> None:
         """A new trial exists; its first attempt follows."""
-        with self.ledger.write() as transaction:
-            self._require_mine(transaction)
+        with self._write() as transaction:
             sql_trials.insert(
                 transaction.connection,
                 sql_trials.trials,
@@ -136,8 +164,7 @@ class SweepBook:
 
     def begin_attempt(self, number: int, *, attempt: int, group: str, lease: GroupLease) -> None:
         """An attempt starts on a group; earlier attempts of the trial lose their right to write."""
-        with self.ledger.write() as transaction:
-            self._require_mine(transaction)
+        with self._write() as transaction:
             sql_trials.insert(
                 transaction.connection,
                 sql_trials.attempts,
@@ -164,8 +191,7 @@ class SweepBook:
     def add_report(self, report: Reported) -> bool:
         """Keep the metrics of an epoch; False when they come from an attempt that is no longer the current one."""
         key = {"sweep_id": self.sweep_id, "number": report.trial}
-        with self.ledger.write() as transaction:
-            self._require_mine(transaction)
+        with self._write() as transaction:
             if not self._is_current(transaction, number=report.trial, attempt=report.attempt):
                 return False
             connection, metrics = transaction.connection, dict(report.metrics)
@@ -178,8 +204,7 @@ class SweepBook:
 
     def end_attempt(self, ended: Ended, *, final_state: str | None) -> bool:
         """An attempt ended, and with `final_state` its trial too; False when it was fenced off."""
-        with self.ledger.write() as transaction:
-            self._require_mine(transaction)
+        with self._write() as transaction:
             if not self._is_current(transaction, number=ended.trial, attempt=ended.attempt):
                 return False
             connection = transaction.connection
@@ -215,8 +240,7 @@ class SweepBook:
 
     def add_lease(self, group: str, lease: GroupLease) -> None:
         """A group holds a lease."""
-        with self.ledger.write() as transaction:
-            self._require_mine(transaction)
+        with self._write() as transaction:
             sql_trials.insert(
                 transaction.connection,
                 sql_trials.group_leases,
@@ -238,16 +262,14 @@ class SweepBook:
 
     def heartbeat(self) -> str:
         """Say that this driver lives; gives what others wish (`stop`), or nothing."""
-        with self.ledger.write() as transaction:
-            self._require_mine(transaction)
+        with self._write() as transaction:
             self._update_sweep(transaction)
             row = sql_trials.find_sweep(transaction.connection, self.sweep_id)
             return row.wish if row else ""
 
     def close(self, *, state: str, reason: str, winner: int | None) -> None:
         """The sweep ended: `finished`, `stopped` or `failed`."""
-        with self.ledger.write() as transaction:
-            self._require_mine(transaction)
+        with self._write() as transaction:
             self._update_sweep(transaction, state=state, reason=reason, winner=winner, finished_us=transaction.now_us)
             transaction.append("sweep.ended", self.sweep_id, {"state": state, "reason": reason, "winner": winner})
         if winner is not None:

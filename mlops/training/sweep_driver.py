@@ -6,7 +6,8 @@ Leaves to others: proposals (optuna_search), worker groups (`Crew`), money (`Lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,13 @@ class _Group:
     heard_us: int = 0
     """When it last said something, or got work; monotonic."""
     idle_since_us: int = 0
+    is_leaving: bool = False
+    """Its loss was heard, and is taken up after what it said before."""
+
+    @property
+    def is_free(self) -> bool:
+        """May get a trial."""
+        return self.is_ready and self.trial is None and not self.is_leaving
 
 
 class SweepDriver:
@@ -86,6 +94,11 @@ class SweepDriver:
         self._leases, self._clock, self._ids, self._say = leases, clock, ids, say
         self._search = Search(spec)
         self._trials: dict[int, _Trial] = {}
+        self._open: dict[int, _Trial] = {}
+        """Trials that are RUNNING: the others only wait to be told."""
+        self._best: _Trial | None = None
+        self._after: list[Callable[[], None]] = []
+        """What is said to workers once the ledger has what it follows from."""
         self._groups: dict[str, _Group] = {}
         self._total = count_trials(spec)
         self._past: dict[int, TrialRow] = {}
@@ -116,27 +129,43 @@ class SweepDriver:
         try:
             while not self._is_done():
                 self._beat()
-                self._propose()
+                with self._committed():
+                    self._propose()
                 if self._is_done():
                     break
                 self._staff()
                 if self._refusal is not None and not self._groups:
                     return self._refusal
-                self._assign()
+                self._retire()
+                with self._committed():
+                    self._assign()
                 self._renew()
-                for event in self._crew.next_events(timeout_seconds=POLL_SECONDS):
-                    self._take(event)
+                self._take_all(self._crew.next_events(timeout_seconds=POLL_SECONDS))
                 self._end_silent_groups()
         finally:
             for name in list(self._groups):
                 self._drop_group(name)
         return self._stopping
 
+    @contextmanager
+    def _committed(self) -> Iterator[None]:
+        """One ledger transaction for all that is recorded inside; workers hear of it only when it is durable."""
+        with self._book.together():
+            yield
+        after, self._after = self._after, []
+        for effect in after:
+            effect()
+
     # ---- proposals
 
     def _is_done(self) -> bool:
-        open_trials = any(trial.state == RUNNING for trial in self._trials.values())
-        return not open_trials and (bool(self._stopping) or len(self._trials) >= self._total)
+        return not self._open and (bool(self._stopping) or len(self._trials) >= self._total)
+
+    def _close_trial(self, trial: _Trial, *, state: str) -> None:
+        trial.state, trial.is_waiting = state, False
+        self._open.pop(trial.number, None)
+        for key in [key for key in self._answered if key[0] == trial.number]:
+            del self._answered[key]
 
     def _propose(self) -> None:
         """Ask and tell as far as possible; finished trials of the ledger pass at once.
@@ -156,6 +185,10 @@ class SweepDriver:
         if trial is None or trial.state in (RUNNING, _YIELDED):
             return False
         self._search.tell(trial.number, Result(trial.state, trial.metrics))
+        if trial.state == COMPLETE:
+            best = self._best
+            if best is None or is_better(self._spec, trial.metrics, than=best.metrics):
+                self._best = trial
         self._stopping = self._stopping or self._early_stop()
         return True
 
@@ -163,7 +196,7 @@ class SweepDriver:
         params = self._search.propose(number)
         row = self._past.get(number)
         trial = _Trial(number=number, params=params, seed=derive_seed(self._spec.seed, "trial", number))
-        self._trials[number] = trial
+        self._trials[number] = self._open[number] = trial
         if row is None:
             self._book.begin_trial(number, params=params, seed=trial.seed)
             return
@@ -173,14 +206,10 @@ class SweepDriver:
         trial.params, trial.metrics = dict(row.params), dict(row.metrics)
         trial.attempt = self._book.last_attempt(number)
         if row.state != RUNNING:
-            trial.state, trial.is_waiting = row.state, False
+            self._close_trial(trial, state=row.state)
 
     def _early_stop(self) -> str:
-        stop, told = self._spec.stop, [self._trials[n] for n in range(self._search.told)]
-        best = None
-        for trial in told:
-            if trial.state == COMPLETE and (best is None or is_better(self._spec, trial.metrics, than=best.metrics)):
-                best = trial
+        stop, best = self._spec.stop, self._best
         if best is None:
             return ""
         objective = self._spec.objectives[0]
@@ -189,7 +218,7 @@ class SweepDriver:
         reached = stop.target is not None and is_sound
         if reached and (value <= stop.target if objective.direction == "minimize" else value >= stop.target):  # type: ignore[operator]
             return f"trial {best.number} reached the target: {objective.metric} {value:.4g}"
-        if stop.plateau_trials is not None and len(told) - 1 - best.number >= stop.plateau_trials:
+        if stop.plateau_trials is not None and self._search.told - 1 - best.number >= stop.plateau_trials:
             return f"no trial was better than trial {best.number} for {stop.plateau_trials} trials"
         return ""
 
@@ -198,7 +227,7 @@ class SweepDriver:
     def _staff(self) -> None:
         """As many groups as there is work for, up to the spec; each pays before it starts."""
         now_us = self._clock.monotonic_us()
-        waiting = sum(trial.is_waiting for trial in self._trials.values() if trial.state == RUNNING)
+        waiting = sum(trial.is_waiting for trial in self._open.values())
         free = sum(group.trial is None for group in self._groups.values())
         if waiting <= free or len(self._groups) >= self._spec.groups or now_us < self._retry_us:
             return
@@ -224,42 +253,45 @@ class SweepDriver:
         )
         self._staff()
 
-    def _assign(self) -> None:
+    def _retire(self) -> None:
+        """Groups without a trial go when their lease ends, or when there was no work for too long."""
         now_us = self._clock.monotonic_us()
-        waiting = [n for n, trial in self._trials.items() if trial.state == RUNNING and trial.is_waiting]
+        has_work = any(trial.is_waiting for trial in self._open.values())
         for name, group in list(self._groups.items()):
-            if not group.is_ready or group.trial is not None:
-                continue
-            if group.lease.refusal is not None:
+            is_idle = not has_work and now_us - group.idle_since_us > self._spec.idle * SECOND_US
+            if group.is_free and (group.lease.refusal is not None or is_idle):
                 self._drop_group(name)
-            elif waiting:
-                self._begin(self._trials[waiting.pop(0)], name)
-            elif now_us - group.idle_since_us > self._spec.idle * SECOND_US:
-                self._drop_group(name)
+
+    def _assign(self) -> None:
+        free = [name for name, group in self._groups.items() if group.is_free and group.lease.refusal is None]
+        waiting = [trial for trial in self._open.values() if trial.is_waiting]
+        for name, trial in zip(free, waiting, strict=False):
+            self._begin(trial, name)
 
     def _begin(self, trial: _Trial, name: str) -> None:
         group = self._groups[name]
         trial.attempt, trial.is_waiting = trial.attempt + 1, False
         group.trial, group.heard_us = trial.number, self._clock.monotonic_us()
         self._book.begin_attempt(trial.number, attempt=trial.attempt, group=name, lease=group.lease)
+        task = self._make_task(trial)
+        self._after.append(lambda: self._crew.begin(name, task))
+
+    def _make_task(self, trial: _Trial) -> AttemptTask:
         needed = {objective.metric for objective in self._spec.objectives} | {c.metric for c in self._spec.constraints}
-        self._crew.begin(
-            name,
-            AttemptTask(
-                sweep_id=self._book.sweep_id,
-                trial=trial.number,
-                attempt=trial.attempt,
-                params={**trial.params, **self._task.reserved},
-                seed=trial.seed,
-                epochs=self._spec.epochs,
-                trainer_file=str(self._task.trainer_file),
-                trainer_digest=self._task.trainer_digest,
-                trial_folder=str(self._book.trial_folder(self._task.checkpoints, trial.number)),
-                checkpoint_epochs=self._spec.checkpoint_epochs,
-                required_metrics=tuple(sorted(needed)),
-                audit_pool=self._spec.audit_pool,
-                audit_seed=self._spec.seed,
-            ),
+        return AttemptTask(
+            sweep_id=self._book.sweep_id,
+            trial=trial.number,
+            attempt=trial.attempt,
+            params={**trial.params, **self._task.reserved},
+            seed=trial.seed,
+            epochs=self._spec.epochs,
+            trainer_file=str(self._task.trainer_file),
+            trainer_digest=self._task.trainer_digest,
+            trial_folder=str(self._book.trial_folder(self._task.checkpoints, trial.number)),
+            checkpoint_epochs=self._spec.checkpoint_epochs,
+            required_metrics=tuple(sorted(needed)),
+            audit_pool=self._spec.audit_pool,
+            audit_seed=self._spec.seed,
         )
 
     def _renew(self) -> None:
@@ -288,6 +320,24 @@ class SweepDriver:
 
     # ---- events
 
+    def _take_all(self, events: list[Event]) -> None:
+        """What was heard together is recorded together, with what follows; losses touch leases and come last."""
+        losses = [event for event in events if isinstance(event, Gone)]
+        for loss in losses:
+            if loss.group in self._groups:
+                self._groups[loss.group].is_leaving = True
+        if len(events) > len(losses):
+            with self._committed():
+                for event in events:
+                    if not isinstance(event, Gone):
+                        self._take(event)
+                self._assign()  # trials that were asked ahead start first, the sampler thinks meanwhile
+                if any(group.is_free for group in self._groups.values()):
+                    self._propose()
+                    self._assign()
+        for loss in losses:
+            self._take(loss)
+
     def _take(self, event: Event) -> None:
         group = self._groups.get(event.group)
         if group is None:
@@ -307,7 +357,7 @@ class SweepDriver:
     def _take_report(self, report: Reported, group: _Group) -> None:
         trial = self._trials[report.trial]
         if not self._book.add_report(report):
-            self._crew.answer(report.group, Answer.PRUNE)
+            self._after.append(lambda: self._crew.answer(report.group, Answer.PRUNE))
             return
         trial.metrics = dict(report.metrics)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in report.metrics.items())
@@ -320,7 +370,8 @@ class SweepDriver:
             self._answered[report.trial, report.epoch] = answer
         if answer is Answer.CONTINUE and (group.lease.refusal is not None or self._stopping == STOPPED_BY_REQUEST):
             answer = Answer.YIELD
-        self._crew.answer(report.group, answer)
+        given = answer
+        self._after.append(lambda: self._crew.answer(report.group, given))
 
     def _take_end(self, ended: Ended, group: _Group) -> None:
         trial = self._trials[ended.trial]
@@ -329,13 +380,11 @@ class SweepDriver:
         states = {"complete": COMPLETE, "pruned": PRUNED, "failed": FAILED}
         final = states.get(ended.outcome)
         if final is None and self._stopping == STOPPED_BY_REQUEST:
-            trial.state = _YIELDED
+            self._close_trial(trial, state=_YIELDED)
         if not self._book.end_attempt(ended, final_state=final):
             return
         if final is not None:
-            trial.state = final
-            for key in [key for key in self._answered if key[0] == trial.number]:
-                del self._answered[key]
+            self._close_trial(trial, state=final)
             self._say(f"trial {trial.number} {ended.outcome}" + (f": {ended.reason}" if ended.reason else ""))
         else:
             trial.is_waiting = trial.state == RUNNING
@@ -357,7 +406,9 @@ class SweepDriver:
         final = FAILED if trial.failures > self._spec.max_failures else None
         lost = Ended(gone.group, number, trial.attempt, "lost", Usage(0, 0), reason=gone.reason)
         self._book.end_attempt(lost, final_state=final)
-        trial.state, trial.is_waiting = final or RUNNING, final is None
+        trial.is_waiting = True
+        if final is not None:
+            self._close_trial(trial, state=final)
 
     def _beat(self) -> None:
         now_us = self._clock.monotonic_us()
@@ -374,6 +425,6 @@ class SweepDriver:
     def _stop_by_request(self) -> None:
         """Trials that run are asked to yield at their next report; those that wait are left for `resume`."""
         self._stopping = STOPPED_BY_REQUEST
-        for trial in self._trials.values():
-            if trial.state == RUNNING and trial.is_waiting:
-                trial.state = _YIELDED
+        for trial in list(self._open.values()):
+            if trial.is_waiting:
+                self._close_trial(trial, state=_YIELDED)

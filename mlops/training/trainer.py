@@ -87,10 +87,10 @@ def load_trainer(path: Path) -> ModuleType:
         ProjectError: as `read_trainer`.
         TrainingError: It raised while it was imported.
     """
-    text = read_trainer(path)
-    name = f"mlops_trainer_{digest_file(path)[7:23]}"
+    name = f"mlops_trainer_{digest_file(path)[7:23]}" if path.is_file() else ""
     if name in sys.modules:
-        return sys.modules[name]
+        return sys.modules[name]  # a warm worker runs it in each trial
+    text = read_trainer(path)
     spec = importlib.util.spec_from_file_location(name, text.path)
     if spec is None or spec.loader is None:
         raise TrainingError(f"{path} cannot be loaded as Python", hint="its name must end in .py")
