@@ -1,14 +1,15 @@
-"""Reading batches: the rows of the shard plan as torch tensors by column role, one window ahead of the compute.
+"""Reading batches: the rows of the shard plan as torch tensors by column role, ahead of the compute.
 
-Memory holds two windows: the one being read and the next, which a thread loads meanwhile. `take_wait_seconds` tells how
-long the reader kept its caller waiting. Leaves to others: the order (plan.py, sampling.py), verified and decoded shards
+One thread loads the next window while another puts the next batches together from this one, so memory holds two windows
+and `BATCHES_AHEAD` batches. `take_wait_seconds` tells how long the reader kept its caller waiting. Leaves to others: the order (plan.py, sampling.py), verified and decoded shards
 (node_cache.py), reporting the wait (mlops/training).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from mlops.datasets.version import DatasetVersion, read_shard
 from mlops.errors import DatasetError
 
 Columns = dict[str, np.ndarray]
+BATCHES_AHEAD = 2
+"""Batches that are put together while the caller computes."""
 _ROWS = ""
 """Key of the row numbers among a window's columns; no column has this name."""
 
@@ -167,7 +170,7 @@ class ShardReader:
         )
         verify_layout(plan.rows, batch_size=batch_size, rank=rank, world_size=world_size)
         run = _Run(split, shards, taken, plan, batch_size, rank, world_size, order)
-        return self._iterate(run, start_step)
+        return self._ahead(self._iterate(run, start_step))
 
     def _select(self, split: str) -> tuple[tuple[Shard, ...], tuple[np.ndarray | None, ...]]:
         """Shards of a split that take part, and of each the rows (None: all)."""
@@ -193,7 +196,24 @@ class ShardReader:
         table = read_shard(self.version, shard, columns=[SUBJECT_COLUMN])
         return select_rows(self._selection, table.column(SUBJECT_COLUMN).to_pylist())
 
-    def _iterate(self, run: _Run, start_step: int) -> Iterator[Batch]:
+    def _ahead(self, batches: Generator[Batch]) -> Iterator[Batch]:
+        """The same batches, made by a thread; the time that the caller waits for one is counted."""
+        with ThreadPoolExecutor(1, thread_name_prefix="batches-ahead") as pool:
+            try:
+                coming = deque(pool.submit(next, batches, None) for _ in range(BATCHES_AHEAD))
+                while True:
+                    started = time.perf_counter()
+                    batch = coming.popleft().result()
+                    self._wait_seconds += time.perf_counter() - started
+                    if batch is None:
+                        return
+                    coming.append(pool.submit(next, batches, None))
+                    yield batch
+            finally:  # also when the caller stops early
+                pool.shutdown(cancel_futures=True)
+                batches.close()
+
+    def _iterate(self, run: _Run, start_step: int) -> Generator[Batch]:
         step, bound = start_step, run.bound(start_step)
         parts: list[tuple[Columns, np.ndarray]] = []
         for window, held in self._windows(run, start_step):
@@ -219,9 +239,7 @@ class ShardReader:
         with ThreadPoolExecutor(1, thread_name_prefix="shard-reader") as pool:
             ahead: Future[Columns] | None = None
             for number, window in enumerate(windows):
-                started = time.perf_counter()
                 held = ahead.result() if ahead is not None else self._load(run, window, windows[number:])
-                self._wait_seconds += time.perf_counter() - started
                 self._held = ((run.split, window.shards), held)
                 following = windows[number + 1 :]
                 ahead = pool.submit(self._load, run, following[0], following) if following else None
@@ -286,7 +304,7 @@ def _pick(held: Columns, inside: np.ndarray, order: np.ndarray | None) -> Column
     """
     if order is not None:
         numbers = order[inside]
-        return {name: values[numbers] for name, values in held.items()}
+        return {name: values.take(numbers, axis=0, mode="clip") for name, values in held.items()}  # without the GIL
     if not len(inside):
         return {name: values[:0] for name, values in held.items()}
     step = int(inside[1] - inside[0]) if len(inside) > 1 else 1

@@ -124,3 +124,12 @@ def income_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     clone.said.append(clone.check("release", "income", timeout=1200))
     yield clone
     clone.run("stop")
+
+
+@pytest.fixture(scope="session")
+def digits_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
+    """`digits`, released from a fresh clone (two minutes). Tests may promote it, but must not change its data."""
+    clone = make_clone(tmp_path_factory.mktemp("digits") / "project")
+    clone.said.append(clone.check("release", "digits", timeout=1200))
+    yield clone
+    clone.run("stop")
