@@ -1,8 +1,9 @@
 """Reading batches: the rows of the shard plan as torch tensors by column role, ahead of the compute.
 
 One thread loads the next window while another puts the next batches together from this one, so memory holds two windows
-and `BATCHES_AHEAD` batches. `take_wait_seconds` tells how long the reader kept its caller waiting. Leaves to others: the order (plan.py, sampling.py), verified and decoded shards
-(node_cache.py), reporting the wait (mlops/training).
+and `BATCHES_AHEAD` batches. `take_wait_seconds` tells how long the reader kept its caller waiting.
+Leaves to others: the order (plan.py, sampling.py), verified and decoded shards (node_cache.py), reporting the wait
+(mlops/training).
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -46,6 +46,16 @@ class AttemptTask:
     audit_seed: int = 0
 
 
+SYSTEM_PREFIX = "system/"
+"""Names of what the machine measured begin so; MLflow shows them apart."""
+
+
+def split_system(numbers: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """What the trainer reported, and what the machine measured."""
+    own = {name: value for name, value in numbers.items() if not name.startswith(SYSTEM_PREFIX)}
+    return own, {name: value for name, value in numbers.items() if name not in own}
+
+
 @dataclass(frozen=True)
 class Reported:
     """A trial finished an epoch and waits for the answer."""
@@ -56,6 +66,14 @@ class Reported:
     epoch: int
     """From 0."""
     metrics: Mapping[str, float]
+    system: Mapping[str, float] = field(default_factory=dict)
+    """What the machine measured: shown to people, no part of the result."""
+
+    @classmethod
+    def of(cls, group: str, task: AttemptTask, *, epoch: int, numbers: Mapping[str, float]) -> Reported:
+        """The report of a worker, whose `numbers` hold both."""
+        own, system = split_system(numbers)
+        return cls(group, task.trial, task.attempt, epoch, own, system)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlops.training.attempt import Answer, AttemptTask, BatchSource
+from mlops.training.attempt import Answer, AttemptTask, BatchSource, split_system
 from mlops.training.seeds import derive_seed
 from mlops.training.spec import SweepSpec
 from mlops.training.worker import AttemptResult, run_attempt
@@ -27,8 +27,9 @@ class LocalChannel:
 
     def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
         """See `mlops.training.worker.Channel`."""
-        self.reports.append(dict(metrics))
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        own, _ = split_system(metrics)
+        self.reports.append(own)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in own.items())
         self.say(f"epoch {epoch + 1}: {shown}")
         return Answer.YIELD if self.yield_after == epoch + 1 else Answer.CONTINUE
 

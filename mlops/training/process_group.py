@@ -152,7 +152,7 @@ class ProcessCrew:
             return [Ready(name, message["ready"], start_us=_now_us() - group.started_us)] if is_last else []
         if "report" in message and group.task is not None:
             epoch, metrics = message["report"]
-            return [Reported(name, group.task.trial, group.task.attempt, epoch, metrics)]
+            return [Reported.of(name, group.task, epoch=epoch, numbers=metrics)]
         if message.get("ended") and group.task is not None:
             group.ended[rank] = message["ended"]
             return [_end(name, group, group.task)] if len(group.ended) == len(group.processes) else []

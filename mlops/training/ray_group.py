@@ -178,7 +178,7 @@ class RayCrew:
     def _reported(self, group: _Group, rank: int, value: Any) -> None:
         if value is not None and group.task is not None:
             epoch, metrics = value
-            self._queued.append(Reported(group.name, group.task.trial, group.task.attempt, epoch, metrics))
+            self._queued.append(Reported.of(group.name, group.task, epoch=epoch, numbers=metrics))
 
     def _ran(self, group: _Group, rank: int, value: Any) -> None:
         group.results[rank] = value

@@ -199,7 +199,7 @@ class SweepBook:
             if not sql_trials.update(connection, sql_trials.reports, where={**key, "epoch": report.epoch}, **row):
                 sql_trials.insert(connection, sql_trials.reports, **key, epoch=report.epoch, **row)
             sql_trials.update(connection, sql_trials.trials, where=key, metrics=metrics)
-        self.mirror.log_metrics(self.run_of(report.trial), report.metrics, step=report.epoch)
+        self.mirror.log_metrics(self.run_of(report.trial), {**report.metrics, **report.system}, step=report.epoch)
         return True
 
     def end_attempt(self, ended: Ended, *, final_state: str | None) -> bool:

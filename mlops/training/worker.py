@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mlops.datasets.reader import Batch
 from mlops.errors import TrainingError
-from mlops.training.attempt import Answer, AttemptTask, BatchSource, Usage
+from mlops.training.attempt import SYSTEM_PREFIX, Answer, AttemptTask, BatchSource, Usage
 from mlops.training.audit_pool import choose_pool, draw_members, keep_mask, save_audit, score_pool, select_rows
 from mlops.training.checkpoints import load_newest, save_checkpoint, save_weights
 from mlops.training.measuring import measure
@@ -85,6 +85,8 @@ class Worker:
         self._reported = -1
         self._state: Mapping[str, Any] = {}
         self._data_wait_ns = 0
+        self._steps = 0
+        self._shown = (0, 0, time.monotonic_ns())
         self._pool: NDArray[np.int64] | None = None
         if task.audit_pool:
             rows = source.count_rows("train")
@@ -117,6 +119,7 @@ class Worker:
             self._data_wait_ns += time.monotonic_ns() - started
             if batch is None:
                 return
+            self._steps += 1
             if self._pool is not None and split == "train":
                 batch = select_rows(batch, keep_mask(batch.rows, left_out=self._left_out))
             yield batch if self.device.type == "cpu" else move_batch(batch, self.device)
@@ -162,6 +165,7 @@ class Worker:
         """
         numbers = {name: float(value) for name, value in metrics.items()}
         self._require_sound(numbers)
+        numbers |= self._measure_waiting()
         answer = self._channel.report(epoch=self._epoch, metrics=numbers) if self.rank == 0 else Answer.CONTINUE
         answer = self._agree(answer)
         self._reported = self._epoch
@@ -234,6 +238,19 @@ class Worker:
         shared = torch.tensor([int(answer)], device=self.device)
         torch.distributed.broadcast(shared, src=0)
         return Answer(int(shared.item()))
+
+    def _measure_waiting(self) -> dict[str, float]:
+        """How long a step waited for data since the last report, on the worker that waited longest."""
+        wait_ns, steps, since_ns = self._shown
+        self._shown = (self._data_wait_ns, self._steps, time.monotonic_ns())
+        waited_ms, done = (self._data_wait_ns - wait_ns) / 1e6, max(1, self._steps - steps)
+        found = torch.tensor(
+            [waited_ms / done, waited_ms * 1e6 / max(1, self._shown[2] - since_ns)], device=self.device
+        )
+        if self.world_size > 1:
+            torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX)
+        names = (f"{SYSTEM_PREFIX}data_wait_ms_per_step", f"{SYSTEM_PREFIX}data_wait_share")
+        return dict(zip(names, found.tolist(), strict=True))
 
     def _require_sound(self, metrics: Mapping[str, float]) -> None:
         bad = sorted(name for name, value in metrics.items() if not math.isfinite(value))

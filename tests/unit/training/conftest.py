@@ -17,7 +17,7 @@ from mlops.ids import CountingIds
 from mlops.ledger.connection import open_ledger
 from mlops.registry.mirror import DatasetReference, MemoryMirror
 from mlops.specs import parse_spec
-from mlops.training.attempt import Answer, AttemptTask, Ended, Event, Gone, Ready, Reported, Usage
+from mlops.training.attempt import Answer, AttemptTask, Ended, Event, Gone, Ready, Reported, Usage, split_system
 from mlops.training.contract import DatasetReference as ContractDataset
 from mlops.training.contract import InputColumn, make_contract
 from mlops.training.spec import SweepSpec
@@ -128,9 +128,12 @@ class ListChannel:
 
     answers: list[Answer] = field(default_factory=list)
     reports: list[dict[str, float]] = field(default_factory=list)
+    system: list[dict[str, float]] = field(default_factory=list)
 
     def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
-        self.reports.append(dict(metrics))
+        own, system = split_system(metrics)
+        self.reports.append(own)
+        self.system.append(system)
         return self.answers.pop(0) if self.answers else Answer.CONTINUE
 
 
@@ -263,7 +266,8 @@ class FakeCrew:
             self._later(seconds, Gone(name, "given up after its trial failed"))
         elif accident != "hung":
             metrics = self.score(task.params, epoch)
-            self._later(seconds, Reported(name, task.trial, task.attempt, epoch, metrics))
+            waited = {"system/data_wait_ms_per_step": 2.5}
+            self._later(seconds, Reported.of(name, task, epoch=epoch, numbers={**metrics, **waited}))
 
     def _end(self, name: str, outcome: str) -> None:
         self._later(0.0, self._ended(name, outcome))

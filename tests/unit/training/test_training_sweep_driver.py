@@ -263,6 +263,8 @@ def test_the_mirror_shows_trials_as_children_with_metrics_by_epoch(stage):
     winner = next(run for run in children if run.tags.get("mlops.is_winner") == "true")
     assert winner.params["learning_rate"] == str(outcome.winner.params["learning_rate"])
     assert [step for name, _, step in winner.metrics if name == "loss"] == [0, 1, 2]
+    assert [step for name, _, step in winner.metrics if name == "system/data_wait_ms_per_step"] == [0, 1, 2]
+    assert not any(name.startswith("system/") for name in outcome.winner.metrics)
     assert winner.dataset.digest == "sha256:" + "0" * 64
 
 

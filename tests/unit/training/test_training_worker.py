@@ -1,6 +1,7 @@
 """The worker in one process: resume is bit-equal, and what a trainer does wrong is said in one sentence."""
 
 import hashlib
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,31 @@ def test_an_attempt_reports_each_epoch_and_writes_its_weights(make_task, source,
         ["accuracy", "equalized_odds_gap_region", "loss", "selection_rate_gap_region"]
     ] * 3
     assert result.weights_sha256 == "sha256:" + hashlib.sha256(Path(result.weights_file).read_bytes()).hexdigest()
+
+
+class SlowSource:
+    """Keeps its reader waiting for each batch."""
+
+    def __init__(self, source, seconds):
+        self.count_rows, self._source, self._seconds = source.count_rows, source, seconds
+
+    def batches(self, split, **options):
+        for batch in self._source.batches(split, **options):
+            time.sleep(self._seconds)
+            yield batch
+
+
+def test_a_starving_worker_is_visible_in_each_report(make_task, source, channel, tmp_path):
+    waited = {}
+    for name, seconds in (("fed", 0.0), ("starving", 0.02)):
+        heard = channel()
+        run(make_task(trial_folder=str(tmp_path / name)), SlowSource(source, seconds), heard)
+        assert [sorted(system) for system in heard.system] == [
+            ["system/data_wait_ms_per_step", "system/data_wait_share"]
+        ] * 3
+        waited[name] = [system["system/data_wait_ms_per_step"] for system in heard.system]
+    assert min(waited["starving"]) >= 20
+    assert sum(waited["fed"]) < sum(waited["starving"])
 
 
 def test_one_seed_gives_equal_weights_and_another_seed_others(make_task, source, channel, tmp_path):
