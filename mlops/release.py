@@ -42,25 +42,27 @@ class Release:
         return self.steps[step].record
 
 
+Steps = dict[str, Callable[[Release], StepRun | Refusal]]
+
+
 def bake(project: Project, product: str, *, allow_dirty: bool, say: Callable[[str], None]) -> Release | Refusal:
-    """Bake one product, from its pinned data to a probed serving image.
+    """Bake one product, from its pinned data to a probed serving image; the first *no* ends it, with every reason.
 
-    Returns:
-        The finished release, or the first *no* (source, budget, gate, probe) with every reason; nothing after it ran.
-
-    Raises:
-        MlopsError: A step failed; run again to go on from there.
+    A step that fails raises `MlopsError`; run again to go on from there.
     """
     spec = load_sweep_spec(project.places.sweep_file(project.require_product(product)))
-    release = Release(product, spec, project.workbench(say), project.person, allow_dirty)
-    for number, (name, step) in enumerate(STEPS.items(), start=1):
-        say(f"[{number}/{len(STEPS)}] {name}")
+    return run_steps(Release(product, spec, project.workbench(say), project.person, allow_dirty), STEPS)
+
+
+def run_steps(release: Release, steps: Steps) -> Release | Refusal:
+    """Do steps in order; an erasure brings its own first ones (mlops/erasure/retraining.py)."""
+    for number, (name, step) in enumerate(steps.items(), start=1):
+        release.bench.say(f"[{number}/{len(steps)}] {name}")
         ended = step(release)
         if isinstance(ended, Refusal):
             return ended
         release.steps[name] = ended
-        seconds = (ended.record.finished_us - ended.record.started_us) / 1e6
-        say(f"      {'reused' if ended.is_reused else f'{seconds:.1f} s'}: {ended.record.facts['summary']}")
+        release.bench.say(f"      {ended.render_text()}")
     return release
 
 
@@ -113,7 +115,7 @@ def probe(it: Release) -> StepRun | Refusal:
     return probe_step(it.bench, product=it.product, image=image, candidate=candidate, runtime=runtime)
 
 
-STEPS: dict[str, Callable[[Release], StepRun | Refusal]] = {
+STEPS: Steps = {
     "data": bring_data, "source check": check_source, "sweep": search, "export": export,
     "gate": judge, "registration": register, "image": build, "probe": probe,
 }  # fmt: skip

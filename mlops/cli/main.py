@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "incident": ("mlops.cli.incident:incident", "Open, list and close incidents."),
     "report": ("mlops.cli.report:report", "Write a page about a product that anybody can read."),
     "metrics": ("mlops.cli.metrics:metrics", "Print the status as Prometheus text."),
+    "erasure": ("mlops.cli.erasure:erasure", "Forget people: requests, batches, certificates."),
     "trace": ("mlops.cli.trace:trace", "Walk back from a version to everything it was made of."),
     "audit": ("mlops.cli.audit:audit", "Verify signatures and digests of a chain."),
     "rebuild": ("mlops.cli.rebuild:rebuild", "Rebuild a release from its attestations and compare digests."),

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from mlops.datasets.manifest import Shard
 from mlops.datasets.schema import SUBJECT_COLUMN, Schema
+from mlops.datasets.subjects import HASH_BYTES
 from mlops.datasets.typing_rows import arrow_schema
 
 ROW_GROUP_ROWS = 16_384
@@ -72,7 +73,7 @@ def shard_relpath(split: str, *, group: int, part: int) -> str:
 
 def sort_rows(rows: pa.Table) -> pa.Table:
     """By keyed hash; rows of one subject keep their order. Raw order of people does not matter to the bytes."""
-    words = subject_bytes(rows).view(">u8").reshape(rows.num_rows, -1)
+    words = subject_bytes(rows).view(">u8").reshape(rows.num_rows, HASH_BYTES // 8)
     if _is_sorted(words):
         return rows
     order = np.lexsort(tuple(words[:, column] for column in range(words.shape[1] - 1, -1, -1)))

@@ -81,6 +81,10 @@ class DesiredState:
         others = [entry for entry in self.products if entry.product != release.product]
         return replace(self, products=tuple(sorted([*others, release], key=lambda entry: entry.product)))
 
+    def without_product(self, product: str) -> DesiredState:
+        """The same, with nothing to serve of one product."""
+        return replace(self, products=tuple(entry for entry in self.products if entry.product != product))
+
     def render_yaml(self) -> str:
         """The file's one spelling."""
         content: dict[str, Any] = {

@@ -127,6 +127,8 @@ class EnvironmentSpec(Spec):
     """In order of preference; the first that this machine has is used."""
     erasure: Literal["automatic", "manual"] = "manual"
     """`automatic`: signed standing approvals admit a retrain after an erasure, once it passed the gate."""
+    at_deadline: Literal["fall-back", "stop"] = "fall-back"
+    """When an erasure is due and no clean model may enter: the last good clean version serves, if any; or none does."""
 
     @model_validator(mode="after")
     def _check(self) -> EnvironmentSpec:

@@ -6,7 +6,7 @@ Leaves to others: tombstones (mlops/datasets), what a fence leads to (promotion.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
@@ -14,6 +14,8 @@ import sqlalchemy as sa
 from mlops.datasets.fence import find_withdrawn
 from mlops.datasets.tombstones import load_purged, load_tombstones
 from mlops.datasets.version import load_dataset_version
+from mlops.deploy.desired_state import ReleaseSet
+from mlops.deploy.sql_deployments import BarredRow, DeploymentRow
 from mlops.errors import DatasetError
 from mlops.places import Places
 from mlops.provenance.lineage import walk_back
@@ -80,3 +82,25 @@ def find_fenced_images(connection: sa.Connection, places: Places, images: Iterab
     """Image to the first ground, for those among `images` that are fenced."""
     fences = {image: find_fence(connection, places, image) for image in dict.fromkeys(images)}
     return {image: fence.render_reasons()[0] for image, fence in fences.items() if not fence.is_clear}
+
+
+def list_images(release: ReleaseSet) -> tuple[str, ...]:
+    """Images that are served or kept warm."""
+    noted = () if release.last_known_good is None else (release.last_known_good,)
+    return tuple(dict.fromkeys(version.image for version in (*release.versions, *noted)))
+
+
+def bar_fenced(
+    connection: sa.Connection,
+    places: Places,
+    release: ReleaseSet,
+    *,
+    environment: str,
+    barred: Mapping[str, BarredRow],
+    history: Sequence[DeploymentRow],
+    now_us: int,
+) -> dict[str, BarredRow]:
+    """What is barred, with every version to go back to that is fenced: nobody goes back to a person who withdrew."""
+    fenced = find_fenced_images(connection, places, {*list_images(release), *(row.image for row in history)})
+    own = {image: BarredRow(environment, image, now_us, "erasure", why) for image, why in fenced.items()}
+    return {**own, **barred}

@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from mlops.deploy import traffic_switch
+from mlops.deploy.desired_state import DesiredState
 from mlops.deploy.environment import EnvironmentSpec
 from mlops.deploy.instance_check import GoldenSource
 from mlops.deploy.product_round import ProductOutcome, ProductRound
 from mlops.deploy.proxy_haproxy import Proxy
 from mlops.deploy.runtime_podman import PodmanRuntime
+from mlops.deploy.serving_record import record_serving
 from mlops.deploy.site import Site
 from mlops.deploy.slots import SlotTable
 from mlops.deploy.state_keeper import Hook, ignore_step, verify_desired
@@ -92,9 +94,23 @@ class Reconciler:
                     for release in state.products
                 ]
                 outcomes += found
+                outcomes += self._stop_undesired(state)
                 if not any(outcome.is_outdated for outcome in found):
                     break
             return ReconcileOutcome(self.rules.name, tuple(outcomes))
+
+    def _stop_undesired(self, state: DesiredState) -> list[ProductOutcome]:
+        """What runs here of products that were taken out of the desired state ends."""
+        outcomes = []
+        for product in self.rules.traffic.ports:
+            folder = self.site.places.serving_state / self.rules.name / product
+            if state.find_product(product) is None and folder.is_dir():
+                lines = tuple(stop_product(self, product))
+                lines += record_serving(self.site, self.rules.name, product, ())
+                for line in lines:
+                    self.say(f"{self.rules.name} {product}: {line}")
+                outcomes += [ProductOutcome(product, lines)] if lines else []
+        return outcomes
 
     def watch(self, *, is_ending: Callable[[], bool]) -> Iterator[ReconcileOutcome | Refusal | MlopsError]:
         """Rounds until `is_ending`; a fault of one round is yielded, not raised, and the next round tries again."""
@@ -153,14 +169,22 @@ def stop_serving(reconciler: Reconciler, *, is_dry_run: bool = False) -> Iterato
         folder = reconciler.site.places.serving_state / reconciler.rules.name / product
         if not folder.is_dir():
             continue
-        table = reconciler.table_of(product)
         yield f"{reconciler.rules.name} {product}: proxy and instances"
-        if is_dry_run:
-            continue
-        traffic_switch.write_way_back(folder, None)
-        table.proxy.stop()
-        for slot, instance in table.load_instances().items():
-            reconciler.runtime.stop(instance, timeout_seconds=reconciler.rules.traffic.drain)
-            table.drop_note(slot)
+        if not is_dry_run:
+            list(stop_product(reconciler, product))
     if isinstance(reconciler.runtime, PodmanRuntime) and not is_dry_run:
         reconciler.runtime.release_store()
+
+
+def stop_product(reconciler: Reconciler, product: str) -> Iterator[str]:
+    """Stop the proxy and the instances of one product on this machine; yields a line for each that ran."""
+    table = reconciler.table_of(product)
+    traffic_switch.write_way_back(table.folder, None)
+    instances = table.load_instances()
+    if table.proxy.find_pid() is not None:
+        table.proxy.stop()
+        yield "the proxy is stopped"
+    for slot, instance in instances.items():
+        reconciler.runtime.stop(instance, timeout_seconds=reconciler.rules.traffic.drain)
+        table.drop_note(slot)
+        yield f"slot {slot}: stopped"

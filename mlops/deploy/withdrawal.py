@@ -5,7 +5,7 @@ Leaves to others: noticing that it is unfit (reconciler.py), the decision where 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import sqlalchemy as sa
 
@@ -14,6 +14,7 @@ from mlops.deploy.admission import ROLLBACK_STEP, admit
 from mlops.deploy.desired_state import ReleaseSet, ServedVersion
 from mlops.deploy.environment import EnvironmentSpec
 from mlops.deploy.erased import load_erased
+from mlops.deploy.erasure_fence import bar_fenced
 from mlops.deploy.going_back import decide_return, decide_rollback, find_good_versions
 from mlops.deploy.reconcile_plan import Failure
 from mlops.deploy.site import Site
@@ -36,7 +37,9 @@ def withdraw_version(
         with site.ledger.read() as connection:
             barred = load_unfit(site, connection, rules.name)
             history = sql_deployments.load_deployments(connection, environment=rules.name, product=product)
-        others = {image: row for image, row in barred.items() if image != failure.version.image}
+            others = {image: row for image, row in barred.items() if image != failure.version.image}
+            others = _bar_fenced(site, connection, rules, release, barred=others, history=history)
+        others.pop(failure.version.image, None)
         target = decide_return(release, failure, rules=rules, barred=others, history=history)
         if isinstance(target, Refusal) and target.reasons[0].code == "return-not-automatic":
             return target.render_text()
@@ -100,8 +103,9 @@ def plan_rollback(
     with site.ledger.read() as connection:
         barred = load_unfit(site, connection, rules.name)
         history = sql_deployments.load_deployments(connection, environment=rules.name, product=release.product)
+        barred = _bar_fenced(site, connection, rules, release, barred=barred, history=history)
         if to is not None:
-            erased = _refuse_erased(site, connection, rules.name, release, history, leave=leave, to=to)
+            erased = _refuse_erased(rules.name, release, history, barred, leave=leave, to=to)
             if erased is not None:
                 return erased
             history = tuple(row for row in history if row.number == to)
@@ -129,24 +133,36 @@ def load_unfit(site: Site, connection: sa.Connection, environment: str) -> dict[
 
 
 def _refuse_erased(
-    site: Site,
-    connection: sa.Connection,
     environment: str,
     release: ReleaseSet,
     history: Sequence[DeploymentRow],
+    barred: Mapping[str, BarredRow],
     *,
     leave: str,
     to: int,
 ) -> Refusal | None:
-    """A version that was purged is not gone back to; the next best is named."""
-    erased = load_erased(connection, keyring=site.load_keyring())
-    wanted = next((erased[row.image] for row in history if row.number == to and row.image in erased), None)
-    if wanted is None:
+    """A version that was purged, or made from people who withdrew, is not gone back to; the next best is named."""
+    wanted = next((barred[row.image] for row in history if row.number == to and row.image in barred), None)
+    if wanted is None or wanted.cause != "erasure":
         return None
-    barred = load_unfit(site, connection, environment)
     good = find_good_versions(release, barred=barred, history=history, but=leave)
     offer = f"`mlops rollback {environment} --to {good[0].number}`" if good else "no other version served well here"
-    return Refusal((Reason("erased", f"version {to}: {wanted.reason.text}; next best: {offer}"),))
+    return Refusal((Reason("erased", f"version {to}: {wanted.why}; next best: {offer}"),))
+
+
+def _bar_fenced(
+    site: Site,
+    connection: sa.Connection,
+    rules: EnvironmentSpec,
+    release: ReleaseSet,
+    *,
+    barred: dict[str, BarredRow],
+    history: tuple[DeploymentRow, ...],
+) -> dict[str, BarredRow]:
+    now_us = site.clock.now_us()
+    return bar_fenced(
+        connection, site.places, release, environment=rules.name, barred=barred, history=history, now_us=now_us
+    )
 
 
 def bar_version(site: Site, environment: str, image: str, *, cause: str, why: str) -> bool:

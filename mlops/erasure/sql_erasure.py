@@ -112,6 +112,18 @@ class RequestRow:
 
 
 @dataclass(frozen=True)
+class SubmissionRow:
+    """One asking; several may belong to one request."""
+
+    receipt_id: str
+    request_id: str
+    tenant: str
+    """Its channel."""
+    nonce: str
+    received_us: int
+
+
+@dataclass(frozen=True)
 class BatchRow:
     """Requests of a dataset that are handled together."""
 
@@ -179,6 +191,21 @@ def find_open_requests(connection: sa.Connection, dataset: str, subjects: Iterab
     return found
 
 
+def find_nonces(connection: sa.Connection, wanted: Iterable[tuple[str, str]]) -> set[tuple[str, str]]:
+    """Those (channel, nonce) that were seen before."""
+    by_tenant: dict[str, list[str]] = {}
+    for tenant, nonce in wanted:
+        by_tenant.setdefault(tenant, []).append(nonce)
+    found: set[tuple[str, str]] = set()
+    for tenant, nonces in by_tenant.items():
+        for start in range(0, len(nonces), _CHUNK):
+            query = sa.select(submissions.c.nonce).where(
+                submissions.c.tenant == tenant, submissions.c.nonce.in_(nonces[start : start + _CHUNK])
+            )
+            found |= {(tenant, nonce) for nonce in connection.scalars(query)}
+    return found
+
+
 def list_requests(
     connection: sa.Connection,
     *,
@@ -241,6 +268,16 @@ def list_batches(connection: sa.Connection, *, dataset: str | None = None) -> tu
     if dataset is not None:
         query = query.where(batches.c.dataset == dataset)
     return tuple(_batch(row) for row in connection.execute(query))
+
+
+def take_over(transaction: Transaction, row: BatchRow, *, runner: str) -> None:
+    """Another runner holds the batch from here on; what the former one writes is refused."""
+    transaction.connection.execute(
+        batches.update()
+        .where(batches.c.batch_id == row.batch_id)
+        .values(runner=runner, fencing_token=row.fencing_token + 1, seen_us=transaction.now_us)
+    )
+    transaction.append("erasure-batch.taken", row.batch_id, {"after": row.runner, "state": row.state})
 
 
 def update_batch(transaction: Transaction, batch_id: str, *, fencing_token: int, **values: Any) -> bool:

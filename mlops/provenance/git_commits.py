@@ -52,6 +52,7 @@ def commit_files(
     key: SigningKey | None,
     clock: Clock,
     expected_head: str | None = None,
+    is_written: bool = False,
 ) -> str | Refusal:
     """Commit the new content of some files on top of HEAD, then write them to the work tree.
 
@@ -64,6 +65,7 @@ def commit_files(
         key: Signs the commit; None leaves it unsigned.
         clock: Author and commit time.
         expected_head: Refuse when HEAD is not this commit (any more).
+        is_written: The work tree may hold the new content already; such a path is not dirty.
 
     Returns:
         The new commit (HEAD itself if nothing would change), or a refusal: a path is dirty, or HEAD moved.
@@ -72,7 +74,10 @@ def commit_files(
         finish_interrupted_commit(repository)
         for _ in range(_ATTEMPTS):
             head = repository.head_commit()
-            refusal = _find_obstacle(repository, files, head=head, expected_head=expected_head)
+            unwritten = {
+                path: blob for path, blob in files.items() if not (is_written and _holds(repository, path, blob))
+            }
+            refusal = _find_obstacle(repository, unwritten, head=head, expected_head=expected_head)
             if refusal is not None:
                 return refusal
             tree = _write_tree(repository, files, head=head)
@@ -125,13 +130,18 @@ def read_commit(repository: GitRepository, revision: str) -> SignedCommit:
     return SignedCommit(commit, author.rsplit(" ", 2)[0], _find_signer(signature, message) if signature else None)
 
 
+def _holds(repository: GitRepository, path: str, content: bytes | None) -> bool:
+    place = repository.root / path
+    return (place.read_bytes() if place.is_file() else None) == content
+
+
 def _find_obstacle(
     repository: GitRepository, files: Mapping[str, bytes | None], *, head: str, expected_head: str | None
 ) -> Refusal | None:
     if expected_head is not None and head != expected_head:
         text = f"HEAD is {head[:12]}, the decision was made on {expected_head[:12]}; look again and decide again"
         return Refusal((Reason("head-moved", text),))
-    dirty = repository.dirty_paths(*files)
+    dirty = repository.dirty_paths(*files) if files else ()
     if dirty:
         text = "was changed by hand: commit the change or `git checkout` the file"
         return Refusal(tuple(Reason("dirty-path", f"{path} {text}") for path in dirty))

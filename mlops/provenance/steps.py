@@ -54,6 +54,11 @@ class StepRun:
     record: StepRecord
     is_reused: bool
 
+    def render_text(self) -> str:
+        """`12.3 s: <summary>`, or `reused: <summary>`."""
+        seconds = (self.record.finished_us - self.record.started_us) / 1e6
+        return f"{'reused' if self.is_reused else f'{seconds:.1f} s'}: {self.record.facts['summary']}"
+
 
 class StepBook:
     """The steps of one ledger."""

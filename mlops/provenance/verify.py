@@ -43,7 +43,19 @@ Loader = Callable[[StepRecord, str], FoundBytes]
 """(step, digest) to what lies there; tables of loaders go by the name of an input or output: `candidate`, `image`, …"""
 
 EXTERNAL_INPUTS = frozenset(
-    {"budgets", "code", "deploy_spec", "incidents", "lock", "policy", "recipe", "source", "spec", "trainer"}
+    {
+        "budgets",
+        "code",
+        "deploy_spec",
+        "incidents",
+        "lock",
+        "policy",
+        "recipe",
+        "source",
+        "spec",
+        "tombstones",
+        "trainer",
+    }
 )
 """Inputs that people write or that come from outside; every other input must be some step's output."""
 

@@ -18,9 +18,14 @@ _SPEC = importlib.util.spec_from_file_location("deploy_fakes", Path(__file__).pa
 if "deploy_fakes" not in sys.modules:
     sys.modules["deploy_fakes"] = importlib.util.module_from_spec(_SPEC)
     _SPEC.loader.exec_module(sys.modules["deploy_fakes"])
+_FAKES = importlib.util.spec_from_file_location("erasure_fakes", Path(__file__).parents[2] / "erasure_fakes.py")
+if "erasure_fakes" not in sys.modules:
+    sys.modules["erasure_fakes"] = importlib.util.module_from_spec(_FAKES)
+    _FAKES.loader.exec_module(sys.modules["erasure_fakes"])
 _PEOPLE = runpy.run_path(str(Path(__file__).parents[2] / "unit/datasets/conftest.py"), run_name="datasets_conftest")
 
 from deploy_fakes import CONTRACT, World, make_world  # noqa: E402
+from erasure_fakes import ErasureWorld, make_erasure_world  # noqa: E402
 
 from mlops.datasets.importing import import_dataset  # noqa: E402
 from mlops.datasets.subjects import hash_subject  # noqa: E402
@@ -146,3 +151,8 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 def digests():
     """What a test needs to name things by."""
     return digest_bytes, digest_file, write_atomically
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> ErasureWorld:
+    return make_erasure_world(tmp_path / "project", rules={"window": "1d"})
