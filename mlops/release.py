@@ -2,6 +2,7 @@
 
 Every step is memoised by the digests of its inputs and leaves one signed row (mlops/provenance/steps.py), so running a
 release again does only what is missing: after a crash, or with nothing changed, that is little or nothing.
+A step that fails raises `MlopsError`; run again to go on from there.
 Leaves to others: the work of each step (`step_*.py` of its room), promotion (mlops/deploy), and what starts a release.
 """
 
@@ -46,10 +47,7 @@ Steps = dict[str, Callable[[Release], StepRun | Refusal]]
 
 
 def bake(project: Project, product: str, *, allow_dirty: bool, say: Callable[[str], None]) -> Release | Refusal:
-    """Bake one product, from its pinned data to a probed serving image; the first *no* ends it, with every reason.
-
-    A step that fails raises `MlopsError`; run again to go on from there.
-    """
+    """Bake one product, from its pinned data to a probed serving image; the first *no* ends it, with every reason."""
     spec = load_sweep_spec(project.places.sweep_file(project.require_product(product)))
     return run_steps(Release(product, spec, project.workbench(say), project.person, allow_dirty), STEPS)
 
