@@ -49,7 +49,13 @@ def run(
     project = open_project()
     folder = candidate or judging.find_newest_candidate(project.places, product=project.require_product(product or ""))
     request = judging.prepare_request(
-        project.places, folder, clock=project.clock, champion_folder=champion, policy_file=policy, seed=seed
+        project.places,
+        folder,
+        clock=project.clock,
+        champion_folder=champion,
+        policy_file=policy,
+        seed=seed,
+        ledger=project.ledger,
     )
     if dry_run:
         click.echo(f"would judge {folder} by {len(request.policy.checks)} checks on {request.test.num_rows:,} rows")

@@ -30,6 +30,7 @@ from mlops.evaluation.policy import AnyRule, Policy
 from mlops.evaluation.reference_membership import AuditPool
 from mlops.evaluation.rows import rows_of_table
 from mlops.evaluation.signed_answers import Signed, SignedAnswers, Verify, refuse_all
+from mlops.evaluation.twins import Twin
 from mlops.evaluation.verdicts import CheckResult, Findings, GateResult, JudgedClaim, NotEvaluableError, Verdict
 from mlops.provenance.digest import digest_code, digest_folder
 
@@ -62,6 +63,8 @@ class GateRequest:
     incidents_folder: Path | None = None
     audit: AuditPool | None = None
     """The sweep's reference models over the audit pool, if it was trained with one."""
+    twins: tuple[Twin, ...] = ()
+    """Finished trials of the candidate's sweep beside the winner."""
     waivers: tuple[Signed, ...] = ()
     statements: tuple[Signed, ...] = ()
     """Answers to clauses of the values that no check can give."""
@@ -214,6 +217,7 @@ def open_hearing(request: GateRequest) -> Hearing:
         project_checks_folder=request.project_checks_folder,
         incidents_folder=request.incidents_folder,
         audit=request.audit,
+        twins=request.twins,
         now_us=request.clock.now_us(),
     )
 
@@ -301,9 +305,12 @@ def _open_cache(folder: Path, hearing: Hearing, request: GateRequest, inputs: di
         "favourable": policy.favourable_class,
         "classes": list(hearing.classes),
     }
+    twins = [[twin.digest, twin.distance] for twin in request.twins]
     today = datetime.fromtimestamp(hearing.now_us / SECOND_US, tz=UTC).date().isoformat()
-    of_kind = {
+    of_kind: dict[str, dict[str, Any]] = {
         "incidents": {"cases": inputs.get("incidents", ""), "today": today},
+        "attribution": {"twins": twins},
+        "arbitrary-decisions": {"twins": twins},
         "project": {"functions": inputs.get("project_checks", "")},
         "reference-membership": {"audit": inputs.get("audit", "")},
     }

@@ -19,6 +19,7 @@ from mlops.evaluation.judged import Answers, JudgedModel, columns_as_tensors
 from mlops.evaluation.policy import Policy
 from mlops.evaluation.reference_membership import AuditPool
 from mlops.evaluation.rows import Rows
+from mlops.evaluation.twins import Twin
 from mlops.evaluation.verdicts import NotEvaluableError
 
 PARITY_ROWS = 4096
@@ -41,6 +42,8 @@ class Hearing:
     project_checks_folder: Path | None = None
     incidents_folder: Path | None = None
     audit: AuditPool | None = None
+    twins: tuple[Twin, ...] = ()
+    """Finished trials of the candidate's sweep, nearest to the winner first."""
     now_us: int = 0
     """For expiry of cases, waivers and statements only."""
     _kept: dict[str, Any] = field(default_factory=dict)

@@ -20,6 +20,7 @@ from mlops.evaluation.policy import Policy, load_policy
 from mlops.evaluation.rows import rows_of_table
 from mlops.evaluation.sql_looks import spend_look
 from mlops.evaluation.store import keep_result
+from mlops.evaluation.twins import find_twins
 from mlops.evaluation.verdicts import GateResult
 from mlops.ids import Ids
 from mlops.ledger.connection import Ledger
@@ -44,8 +45,9 @@ def prepare_request(
     champion_folder: Path | None = None,
     policy_file: Path | None = None,
     seed: int = 0,
+    ledger: Ledger | None = None,
 ) -> GateRequest:
-    """Everything the gate needs, read from the project.
+    """Everything the gate needs, read from the project; the sweep's other trials only with its ledger.
 
     Raises:
         TrainingError: Not a candidate folder.
@@ -68,6 +70,7 @@ def prepare_request(
         incidents_folder=places.root / "evaluation" / "incidents",
         audit=load_audit(places, candidate),
         dataset_digest=version.digest,
+        twins=() if ledger is None else find_twins(ledger, candidate),
         cache_folder=places.cache / "checks",
         keys_folder=places.keys_folder,
     )

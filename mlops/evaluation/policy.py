@@ -10,6 +10,14 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from mlops.evaluation.behaviour_rules import (
+    ArbitrarinessRule,
+    AttributionRule,
+    DirectionRule,
+    FunctionalityRule,
+    InvarianceRule,
+    MonotoneRule,
+)
 from mlops.evaluation.rule import Name, Rate, Rule, Sentence, SlicedRule
 from mlops.provenance.digest import digest_json
 from mlops.specs import Spec, load_spec
@@ -133,30 +141,6 @@ class OverlapRule(Rule):
     """Same person, or same features and label (which coarse tables repeat by coincidence)."""
 
 
-class MonotoneRule(Rule):
-    """When a number rises, the favourable answer becomes no less likely (or no more likely, if `falls`)."""
-
-    kind: Literal["monotone"]
-    column: str
-    step: float = Field(gt=0)
-    falls: bool = False
-    slack: Rate = 0.0
-    """Change of probability in the wrong direction that does not count."""
-    maximum: Rate
-    """Of the share of rows that violate it."""
-    rows: int = Field(default=2000, ge=50)
-
-
-class InvarianceRule(Rule):
-    """Another value of this category column does not change the answer."""
-
-    kind: Literal["invariance"]
-    column: str
-    maximum: Rate
-    """Of the share of rows whose answer changes with any other value."""
-    rows: int = Field(default=2000, ge=50)
-
-
 class BackdoorRule(Rule):
     """No pair of values forces an answer that neither value forces alone (a trigger search, as a screen)."""
 
@@ -230,7 +214,11 @@ AnyRule = Annotated[
     | ParityRule
     | OverlapRule
     | MonotoneRule
+    | DirectionRule
     | InvarianceRule
+    | FunctionalityRule
+    | AttributionRule
+    | ArbitrarinessRule
     | BackdoorRule
     | ChampionRule
     | ProjectRule
@@ -271,6 +259,8 @@ class Policy(Spec):
     """How many candidates may be judged on the same test rows before fresh ones are needed."""
     machines: Machines | None = None
     """None: processes of the machine that runs the gate."""
+    changes: tuple[Change, ...] = ()
+    """What a person can truly change of their row; `mlops model explain` looks for another answer within it."""
     checks: tuple[AnyRule, ...] = ()
     """May be empty only in the sense that such a policy never passes anything."""
 

@@ -52,7 +52,7 @@ def gate_step(
     }
 
     def judge() -> StepOutcome | Refusal:
-        request = prepare_request(places, places.candidates / hex_of(candidate), clock=clock)
+        request = prepare_request(places, places.candidates / hex_of(candidate), clock=clock, ledger=bench.ledger)
         looks = spend_look_of(bench.ledger, request)
         if isinstance(looks, Refusal):
             return looks

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops.evaluation import rates
+from mlops.evaluation.behaviour_rules import DirectionRule, FunctionalityRule, InvarianceRule, MonotoneRule, Value
 from mlops.evaluation.hearing import Hearing
-from mlops.evaluation.policy import InvarianceRule, MonotoneRule
 from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
 
 
@@ -38,9 +38,37 @@ def check_monotone(rule: MonotoneRule, hearing: Hearing) -> Findings:
     )
 
 
+def check_direction(rule: DirectionRule, hearing: Hearing) -> Findings:
+    """Share of rows whose favourable probability is lower with `better` than with `worse` in the column."""
+    rows = hearing.test.sample(rule.rows, seed=hearing.seed_of(rule.name))
+    chances = [
+        hearing.model.answer(_with(rows.features, {rule.column: value}, hearing)).probabilities[:, hearing.favourable]
+        for value in (rule.worse, rule.better)
+    ]
+    is_violated = (chances[0] - chances[1]).astype(np.float64) > max(rule.slack, 1e-6)
+    text = f"rows for which {rule.column} {rule.better} makes the favourable answer less likely than {rule.worse}"
+    alpha = hearing.policy.alpha
+    return Findings((claim_at_most(rule.column, is_violated, maximum=rule.maximum, alpha=alpha, text=text),))
+
+
+def check_functionality(rule: FunctionalityRule, hearing: Hearing) -> Findings:
+    """Share of rows that are answered otherwise when they get the given values."""
+    if rule.answer not in hearing.classes:
+        raise NotEvaluableError("class-missing", f"there is no class {rule.answer!r}")
+    rows = hearing.test.sample(rule.rows, seed=hearing.seed_of(rule.name))
+    answers = hearing.model.answer(_with(rows.features, rule.given, hearing)).classes
+    is_wrong = answers != hearing.classes.index(rule.answer)
+    spelled = ", ".join(f"{name} {value}" for name, value in rule.given.items())
+    text = f"rows that are not answered {rule.answer} with {spelled}"
+    return Findings((claim_at_most("all", is_wrong, maximum=rule.maximum, alpha=hearing.policy.alpha, text=text),))
+
+
 def check_invariance(rule: InvarianceRule, hearing: Hearing) -> Findings:
-    """Share of rows whose answer changes when the column takes any other of its values."""
-    if rule.column not in {column.name for column in hearing.model.contract.inputs}:
+    """Share of rows whose answer changes when the column takes any other of its values, swaps and all."""
+    is_input = rule.column in {column.name for column in hearing.model.contract.inputs}
+    if rule.swaps:
+        return _check_swaps(rule, hearing)
+    if not is_input:
         return _not_an_input(rule, hearing)
     column = _input(hearing, rule.column, kind="category")
     rows = hearing.test.sample(rule.rows, seed=hearing.seed_of(rule.name))
@@ -53,6 +81,64 @@ def check_invariance(rule: InvarianceRule, hearing: Hearing) -> Findings:
     return Findings(
         (claim_at_most(rule.column, is_changed, maximum=rule.maximum, alpha=hearing.policy.alpha, text=text),)
     )
+
+
+def _check_swaps(rule: InvarianceRule, hearing: Hearing) -> Findings:
+    """The counterfactual person: what goes with the column is exchanged too, in the rows that have it."""
+    rows = hearing.test
+    exchanged: dict[str, NDArray[Any]] = {}
+    is_affected = np.zeros(len(rows), dtype=bool)
+    for name, pairs in rule.swaps.items():
+        own = rows.features[_input(hearing, name, kind="category").name]
+        exchanged[name] = own.copy()
+        for old, new in pairs.items():
+            has_it = own == code_of(hearing, name, old)
+            exchanged[name][has_it] = code_of(hearing, name, new)
+            is_affected |= has_it
+    if not is_affected.any():
+        raise NotEvaluableError("no-rows", "no row has a value that would be exchanged")
+    chosen = np.flatnonzero(is_affected)
+    order = np.random.default_rng(hearing.seed_of(rule.name)).permutation(chosen.size)[: rule.rows]
+    chosen = np.sort(chosen[order])
+    before = rows.take(chosen).features
+    after = {**before, **{name: values[chosen] for name, values in exchanged.items()}}
+    is_changed = hearing.model.answer(after).classes != hearing.model.answer(before).classes
+    text = f"rows whose answer changes when {rule.column} is turned with {', '.join(rule.swaps)}"
+    alpha = hearing.policy.alpha
+    return Findings((claim_at_most(rule.column, is_changed, maximum=rule.maximum, alpha=alpha, text=text),))
+
+
+def _with(features: Any, given: dict[str, Value], hearing: Hearing) -> dict[str, NDArray[Any]]:
+    """The same rows with these values.
+
+    Raises:
+        NotEvaluableError: No such input or category, or a value outside its range.
+    """
+    changed = dict(features)
+    for name, value in given.items():
+        code = code_of(hearing, name, value)
+        changed[name] = np.full_like(features[name], code)
+    return changed
+
+
+def code_of(hearing: Hearing, name: str, value: Value) -> float:
+    """The number that stands for a value of an input.
+
+    Raises:
+        NotEvaluableError: No such input or category, or a number outside its range.
+    """
+    column = next((column for column in hearing.model.contract.inputs if column.name == name), None)
+    if column is None or column.kind == "tensor":
+        raise NotEvaluableError("column-missing", f"the model has no number or category {name}")
+    if column.kind == "category":
+        if value not in (column.categories or ()):
+            raise NotEvaluableError("category-missing", f"{name} has no category {value!r}")
+        return float((column.categories or ()).index(str(value)))
+    lowest = -np.inf if column.minimum is None else column.minimum
+    highest = np.inf if column.maximum is None else column.maximum
+    if isinstance(value, str) or not lowest <= value <= highest:
+        raise NotEvaluableError("value-wrong", f"{name} cannot be {value!r}: it is a number in its stated range")
+    return float(value)
 
 
 def _not_an_input(rule: InvarianceRule, hearing: Hearing) -> Findings:

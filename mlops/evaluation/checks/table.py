@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mlops.evaluation.checks import artefact, backdoor, behaviour, champion, evasion, fairness, membership, quality
+from mlops.evaluation.checks import (
+    artefact,
+    backdoor,
+    behaviour,
+    champion,
+    evasion,
+    explainability,
+    fairness,
+    membership,
+    quality,
+)
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.incident_cases import check_incidents
 from mlops.evaluation.project_checks import check_project
@@ -31,5 +41,9 @@ CHECKS: dict[str, Callable[[Any, Hearing], Findings]] = {
     "overlap": artefact.check_overlap,
     "monotone": behaviour.check_monotone,
     "invariance": behaviour.check_invariance,
+    "direction": behaviour.check_direction,
+    "functionality": behaviour.check_functionality,
+    "attribution": explainability.check_attribution,
+    "arbitrary-decisions": explainability.check_arbitrary_decisions,
     "backdoor": backdoor.check_backdoor,
 }
