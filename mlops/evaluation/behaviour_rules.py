@@ -83,7 +83,7 @@ class AttributionRule(Rule):
     """Share of the attribution that moves elsewhere with another seed, in the mean over rows."""
     maximum_twin_change: Rate | None = None
     """The same between this model and near-equal trials of its sweep."""
-    within: float = Field(default=0.01, gt=0)
+    objective_within: float = Field(default=0.01, gt=0)
     """How far the objective of a near-equal trial may be from the winner's."""
     rows: int = Field(default=300, ge=50)
     draws: int = Field(default=32, ge=4)
@@ -100,7 +100,7 @@ class ArbitrarinessRule(Rule):
     """Few decisions hang on which of several near-equal trials happened to win (predictive multiplicity)."""
 
     kind: Literal["arbitrary-decisions"]
-    within: float = Field(default=0.01, gt=0)
+    objective_within: float = Field(default=0.01, gt=0)
     """How far the objective of a near-equal trial may be from the winner's."""
     maximum: Rate
     """Of the share of test rows that some near-equal trial decides otherwise."""

@@ -103,9 +103,12 @@ def _check_policy(places: Places, product: str) -> None:
         if policy.favourable_class not in classes:
             problems.append(f"favourable_class: {policy.favourable_class!r} is none of {', '.join(classes)}")
         columns = {column.name for column in schema.columns}
+        changed = {change.column for change in policy.changes}
+        problems += [f"changes: unknown column {name!r}" for name in sorted(changed - columns)]
         for index, rule in enumerate(policy.checks):
             named = {*getattr(rule, "by", ()), *getattr(rule, "within", ())}
             named |= {change.column for change in getattr(rule, "changes", ())}
+            named |= {*getattr(rule, "proxies", ()), *getattr(rule, "swaps", ()), *getattr(rule, "given", ())}
             problems += [f"checks.{index}: {rule.name}: unknown column {name!r}" for name in sorted(named - columns)]
     _raise_all(problems, path)
 

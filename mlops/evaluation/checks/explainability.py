@@ -46,11 +46,11 @@ def check_arbitrary_decisions(rule: ArbitrarinessRule, hearing: Hearing) -> Find
     Raises:
         NotEvaluableError: Too few near-equal trials are known.
     """
-    twins = require_twins(hearing, within=rule.within, least=rule.least_twins)
+    twins = require_twins(hearing, within=rule.objective_within, least=rule.least_twins)
     own = hearing.test_answers.classes
     others = np.stack([_answers_of(twin, hearing) for twin in twins])
     is_arbitrary = (others != own).any(axis=0)
-    text = f"rows that some of {len(twins)} trials within {rule.within:g} of the winner's objective decide otherwise"
+    text = f"rows that some of {len(twins)} trials within {rule.objective_within:g} of the winner's objective decide otherwise"
     claim = claim_at_most("all", is_arbitrary, maximum=rule.maximum, alpha=hearing.policy.alpha, text=text)
     table = [
         {"trial": twin.trial, "share": float((answers != own).mean())}
@@ -111,7 +111,7 @@ def _proxy_share(rule: AttributionRule, found: Attributions, hearing: Hearing, *
 
 
 def _twin_change(rule: AttributionRule, hearing: Hearing, rows: Rows, first: Attributions, *, maximum: float) -> Claim:
-    twins = require_twins(hearing, within=rule.within)
+    twins = require_twins(hearing, within=rule.objective_within)
     seed = hearing.seed_of(f"{rule.name} 1")  # the same comparisons, so that only the model differs
     moved = [
         attributions.moved_share(

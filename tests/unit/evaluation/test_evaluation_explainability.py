@@ -75,7 +75,7 @@ def test_integrated_gradients_of_tensors_add_up() -> None:
 PROXY = "kind: attribution, proxies: [area], maximum_share: 0.1"
 STEADY = "kind: attribution, maximum_seed_change: 0.2, draws: 64"
 TWINS = "kind: attribution, maximum_twin_change: 0.2"
-ARBITRARY = "kind: arbitrary-decisions, maximum: 0.05, within: 0.01"
+ARBITRARY = "kind: arbitrary-decisions, maximum: 0.05, objective_within: 0.01"
 SWAP = "kind: invariance, column: sex, maximum: 0.02, swaps: {area: {north: south, south: north}}"
 CLEAR = "kind: functionality, given: {merit: 6, hours: 60}, answer: granted, maximum: 0.01"
 FORWARD = "kind: direction, column: sector, worse: field, better: office, maximum: 0.01"
