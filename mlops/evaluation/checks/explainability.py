@@ -50,7 +50,8 @@ def check_arbitrary_decisions(rule: ArbitrarinessRule, hearing: Hearing) -> Find
     own = hearing.test_answers.classes
     others = np.stack([_answers_of(twin, hearing) for twin in twins])
     is_arbitrary = (others != own).any(axis=0)
-    text = f"rows that some of {len(twins)} trials within {rule.objective_within:g} of the winner's objective decide otherwise"
+    near_ones = f"{len(twins)} trials within {rule.objective_within:g} of the winner's objective"
+    text = f"rows that some of {near_ones} decide otherwise"
     claim = claim_at_most("all", is_arbitrary, maximum=rule.maximum, alpha=hearing.policy.alpha, text=text)
     table = [
         {"trial": twin.trial, "share": float((answers != own).mean())}
