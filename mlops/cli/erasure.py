@@ -149,11 +149,23 @@ _moving("release", "End a legal hold.", needs_reason=False)
 @erasure.command()
 @click.argument("dataset")
 @click.option("--now", "is_now", is_flag=True, help="Do not wait for the window; needs --reason.")
-@click.option("--reason", default="", help="Why now, for the record.")
+@click.option(
+    "--accept", "accepted", multiple=True, metavar="STORE: WHAT", help="Let it stay; named in the certificate."
+)
+@click.option("--reason", default="", help="Why now, or why it may stay; for the record.")
 @click.option("--allow-dirty", is_flag=True, help="Retrain although files are uncommitted; this is recorded.")
 @click.option("--dry-run", is_flag=True, help="Show who and what is affected, and the cost.")
 @click.option("--json", "as_json", is_flag=True, help="Print the batch as JSON.")
-def run(dataset: str, *, is_now: bool, reason: str, allow_dirty: bool, dry_run: bool, as_json: bool) -> None:
+def run(
+    dataset: str,
+    *,
+    is_now: bool,
+    accepted: tuple[str, ...],
+    reason: str,
+    allow_dirty: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Handle all open requests of DATASET as one batch: rewrite, retrain, gate, promote, purge, certify."""
     from mlops.budgets.outbox import deliver_due, log_sink, make_command_sink
     from mlops.erasure.preview import preview_run
@@ -162,10 +174,10 @@ def run(dataset: str, *, is_now: bool, reason: str, allow_dirty: bool, dry_run: 
     from mlops.erasure.running import run_erasure
     from mlops.project.opening import open_project
 
-    if is_now and not reason.strip():
-        raise click.UsageError("--now needs --reason")
+    if (is_now or accepted) and not reason.strip():
+        raise click.UsageError("--now and --accept need --reason")
     project = open_project()
-    ordered = reason.strip() if is_now else ""
+    ordered = reason.strip() if is_now or accepted else ""
 
     def say(line: str) -> None:
         click.echo(line, err=as_json)
@@ -178,7 +190,7 @@ def run(dataset: str, *, is_now: bool, reason: str, allow_dirty: bool, dry_run: 
         else:
             click.echo(preview.render_text())
         return
-    outcome = run_erasure(project, dataset, work, ordered=ordered, say=say)
+    outcome = run_erasure(project, dataset, work, ordered=ordered, accepted=accepted, say=say)
     tell = load_rules(project.places).tell
     deliver_due(project.ledger, [log_sink, *([make_command_sink(tell)] if tell else [])], now_us=project.clock.now_us())
     if isinstance(outcome, Refusal):

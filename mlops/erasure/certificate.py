@@ -8,7 +8,7 @@ Leaves to others: doing what it certifies (running.py), keys (mlops/provenance).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def render_predicate(
         "retrains": facts.get("retrains", {}),
         "rollout": facts.get("rollout", []),
         "purge": facts.get("purge", []),
-        "exceptions": facts.get("exceptions", []),
+        "exceptions": facts.get("exceptions", {}),
         "proves": list(PROVES),
         "proves_not": list(PROVES_NOT),
     }
@@ -166,24 +166,14 @@ def verify_certificate(
         is_next = said == previous.digest
         found.append(Finding(is_next, "follows the certificate before it" if is_next else "does not follow from it"))
     receipts = certificate.predicate.get("purge", [])
-    left = [it for it in receipts if not it.get("is_gone")]
-    gone = f"{len(receipts)} objects purged, each checked to be gone"
+    allowed = certificate.predicate.get("exceptions", {})
+    left = [it for it in receipts if not it.get("is_gone") and f"{it['store']}: {it['what']}" not in allowed]
+    gone = f"{len(receipts) - len(allowed)} objects purged, each checked to be gone; {len(allowed)} exceptions"
     found.append(Finding(not left, f"{len(left)} objects are not gone" if left else gone))
     late = [it for it in certificate.predicate["requests"] if not it.get("is_in_time")]
     count = len(certificate.predicate["requests"])
     text = f"{len(late)} of {count} requests were answered late" if late else f"{count} requests answered in time"
     return (*found, Finding(True, text))
-
-
-def load_erased(rows: Iterable[CertificateRow]) -> dict[str, str]:
-    """Digest to the certificate under which its bytes were purged, for verifying chains."""
-    erased: dict[str, str] = {}
-    for row in rows:
-        predicate = parse_certificate(row.envelope).predicate
-        names = [*(it.get("digest", "") for it in predicate["purge"]), _digest_before(predicate)]
-        names += [digest for it in predicate["models"] for digest in it.get("digests", ())]
-        erased |= {name: row.digest for name in names if name}
-    return erased
 
 
 def render_certificate(certificate: Certificate, findings: Sequence[Finding]) -> str:
@@ -200,7 +190,7 @@ def render_certificate(certificate: Certificate, findings: Sequence[Finding]) ->
         after = it["retrains"].get(model["product"], {}).get("number")
         lines.append(f"  model      {model['product']}@{model['number']} -> {after or 'retired'}")
     lines += [f"  rollout    {move['environment']}: {move['product']} {move['kind']}" for move in it["rollout"]]
-    lines += [f"  exception  {text}" for text in it["exceptions"]]
+    lines += [f"  exception  {what}: {why}" for what, why in it["exceptions"].items()]
     lines += [f"  [{'x' if finding.is_good else ' '}] {finding.text}" for finding in findings]
     lines += ["it proves", *(f"  + {text}" for text in it["proves"])]
     lines += ["it does not prove", *(f"  - {text}" for text in it["proves_not"])]

@@ -12,7 +12,7 @@ from typing import Any
 from mlops.datasets.forgetting import forget_subjects
 from mlops.datasets.parts import load_part_pins
 from mlops.datasets.receipts import load_receipt, save_receipt
-from mlops.datasets.recipe import load_recipe
+from mlops.datasets.recipe import WheelSource, load_recipe
 from mlops.datasets.rewriting import Rewrite
 from mlops.datasets.step_import import KIND
 from mlops.datasets.tombstones import load_tombstones, purged_file, tombstone_file
@@ -96,7 +96,7 @@ def compare_versions(before: DatasetVersion, after: DatasetVersion) -> dict[str,
 
 
 def commit_state(project: Project, dataset: str, *, message: str) -> str | Refusal:
-    """Commit pins, tombstones and purged names of a dataset as the machine wrote them; HEAD when they are committed."""
+    """Commit pins, marks and raw files of a dataset as the machine wrote them; HEAD when they are committed."""
     places = project.places
     files = {path: (places.root / path).read_bytes() for path in _paths(places, dataset)}
     return commit_files(
@@ -144,7 +144,15 @@ def data_step(bench: Workbench, *, product: str, dataset: str) -> StepRun:
 def _paths(places: Places, dataset: str) -> tuple[str, ...]:
     pins = {part.pin_path for part, _ in load_part_pins(places, dataset)}
     marks = [path for path in (tombstone_file(places, dataset), purged_file(places, dataset)) if path.is_file()]
-    return tuple(sorted({*pins, *(path.relative_to(places.root).as_posix() for path in marks)}))
+    return tuple(sorted({*pins, *(path.relative_to(places.root).as_posix() for path in marks), *_raw(places, dataset)}))
+
+
+def _raw(places: Places, dataset: str) -> list[str]:
+    """Raw files in git: a purge rewrites them."""
+    source = load_recipe(places, dataset).source
+    paths = [] if isinstance(source, WheelSource) else [raw.path for raw in source.files]
+    repository = open_repository(places.root)
+    return [path for path in paths if (places.root / path).is_file() and repository.is_tracked(path)]
 
 
 def _restore_known(places: Places, dataset: str) -> None:

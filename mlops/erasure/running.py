@@ -66,7 +66,9 @@ class Run:
     work: Work
     book: BatchBook
     ordered: str
-    """Reason of `--now`; empty without it."""
+    """Reason of `--now` or `--accept`; empty without them."""
+    accepted: tuple[str, ...]
+    """`<store>: <what>` of things that a person lets stay; each stands in the certificate, with the reason."""
     say: Callable[[str], None]
     hook: Callable[[str], None]
 
@@ -106,6 +108,7 @@ def run_erasure(
     work: Work,
     *,
     ordered: str = "",
+    accepted: tuple[str, ...] = (),
     runner: str = "",
     say: Callable[[str], None] = lambda line: None,
     hook: Callable[[str], None] = lambda name: None,
@@ -116,7 +119,8 @@ def run_erasure(
         project: Where.
         dataset: Which.
         work: Trains, serves and purges.
-        ordered: Why a person wants it now, inside the window.
+        ordered: Why a person wants it now, inside the window, or accepts that something stays.
+        accepted: What stays, as the refusal names it: `<store>: <what>`.
         runner: Who works on it; default this process.
         say: Prints one line of progress.
         hook: Told the name of each step just before it; tests end the process there.
@@ -131,7 +135,7 @@ def run_erasure(
     book = batches.take_batch(project.ledger, project.ids, dataset, runner=runner or this_driver())
     if isinstance(book, Refusal):
         return book
-    run = Run(project, dataset, rules, work, book, ordered, say, hook)
+    run = Run(project, dataset, rules, work, book, ordered, accepted, say, hook)
     with _beating(run):
         _invite(run)
         held: Refusal | None = None
@@ -237,7 +241,9 @@ def purge(run: Run) -> Refusal | None:
     known |= {(it.store, it.what, it.digest): vars(it) for it in receipts}
     kept = [known[name] for name in sorted(known)]
     run.book.note(run.book.row.note, purge=kept)
-    left = [it for it in kept if not it["is_gone"]]
+    exceptions = {**run.book.row.facts.get("exceptions", {}), **dict.fromkeys(run.accepted, run.ordered)}
+    left = [it for it in kept if not it["is_gone"] and f"{it['store']}: {it['what']}" not in exceptions]
+    run.book.note(run.book.row.note, exceptions=exceptions)
     if left:
         return Refusal(tuple(Reason("not-purged", f"{it['store']}: {it['what']}: {it['reason']}") for it in left))
     commit = commit_state(
