@@ -1,8 +1,7 @@
 """START HERE. A release, step by step: data, source check, sweep, export, gate, registration, image, probe.
 
-Every step is memoised by the digests of its inputs and leaves one signed row (mlops/provenance/steps.py), so running a
-release again does only what is missing: after a crash, or with nothing changed, that is little or nothing.
-A step that fails raises `MlopsError`; run again to go on from there.
+Steps are memoised by their inputs' digests and leave a signed row (mlops/provenance/steps.py). A broken file or a step
+that fails raises `MlopsError`; run again to go on from there.
 Leaves to others: the work of each step (`step_*.py` of its room), promotion (mlops/deploy), and what starts a release.
 """
 
@@ -15,6 +14,7 @@ from mlops.datasets.step_import import import_step
 from mlops.deploy.runtimes import choose_runtime
 from mlops.errors import Refusal
 from mlops.evaluation.step_gate import gate_step
+from mlops.project.file_examination import require_product_files
 from mlops.project.opening import Project
 from mlops.provenance.sql_steps import StepRecord
 from mlops.provenance.steps import StepRun, Workbench
@@ -48,7 +48,8 @@ Steps = dict[str, Callable[[Release], StepRun | Refusal]]
 
 def bake(project: Project, product: str, *, allow_dirty: bool, say: Callable[[str], None]) -> Release | Refusal:
     """Bake one product, from its pinned data to a probed serving image; the first *no* ends it, with every reason."""
-    spec = load_sweep_spec(project.places.sweep_file(project.require_product(product)))
+    require_product_files(project.places, project.require_product(product))
+    spec = load_sweep_spec(project.places.sweep_file(product))
     return run_steps(Release(product, spec, project.workbench(say), project.person, allow_dirty), STEPS)
 
 

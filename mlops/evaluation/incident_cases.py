@@ -1,83 +1,32 @@
-"""Yesterday's incidents as tests: `evaluation/incidents/*.yaml`, each with a neighbourhood so it cannot be memorised.
+"""Yesterday's incidents as tests: every case with a neighbourhood, so that it cannot be memorised.
 
-A case is synthetic (never a person's literal row): an input, what must hold for it, and what may vary around it.
 Severity 1 tolerates no violation in the neighbourhood; others have a bound on the violation rate.
-Leaves to others: opening and closing incidents (mlops/incidents).
+Leaves to others: the files (incident_spec.py), opening and closing incidents (mlops/incidents).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, date, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
 
 from mlops.clock import SECOND_US
 from mlops.evaluation.checks.behaviour import claim_at_most
 from mlops.evaluation.hearing import Hearing
-from mlops.evaluation.policy import Change, IncidentsRule
+from mlops.evaluation.incident_spec import IncidentCase, Relation, load_cases
+from mlops.evaluation.policy import IncidentsRule
 from mlops.evaluation.rates import Evidence
 from mlops.evaluation.rows import Rows
 from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
-from mlops.provenance.digest import digest_json
-from mlops.specs import Spec, load_spec
 
 if TYPE_CHECKING:
     from mlops.evaluation.judged import JudgedModel
     from mlops.training.contract import Contract
 
 NEIGHBOURS = 200
-
-
-class Relation(Spec):
-    """What must hold."""
-
-    kind: Literal["equals", "is-not", "bound", "invariant", "monotone"]
-    answer: str | None = None
-    """Class of `equals` and `is-not`."""
-    minimum: float = 0.0
-    maximum: float = 1.0
-    """Of the favourable probability, for `bound`."""
-    column: str | None = None
-    """Of `invariant` (any other value leaves the answer) and `monotone` (a rise lowers no chance)."""
-    step: float = 1.0
-
-
-class IncidentCase(Spec):
-    """One thing that went wrong and must not again."""
-
-    version: Literal[1]
-    id: str
-    product: str = ""
-    """Whose model it is about; empty: of every product."""
-    title: str
-    severity: Literal[1, 2, 3]
-    origin: str
-    """Where it came from: ticket, date, version."""
-    expires: date
-    """After it the case is listed and no longer judged; renew it or let it go."""
-    input: dict[str, float | str]
-    """Feature to number or category name."""
-    relation: Relation
-    neighbourhood: tuple[Change, ...] = Field(min_length=1)
-
-    @property
-    def digest(self) -> str:
-        """`sha256:…` of what the case asks; its wording and how long it is kept do not count."""
-        return digest_json(self.model_dump(mode="json", exclude={"title", "origin", "expires"}))
-
-
-def load_cases(folder: Path) -> tuple[IncidentCase, ...]:
-    """All cases of a project, by file name.
-
-    Raises:
-        ProjectError: A file is wrong.
-    """
-    return tuple(load_spec(path, IncidentCase) for path in sorted(folder.glob("*.yaml")))
 
 
 def check_incidents(rule: IncidentsRule, hearing: Hearing) -> Findings:

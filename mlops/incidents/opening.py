@@ -22,7 +22,8 @@ from mlops.clock import DAY_US, SECOND_US, render_time
 from mlops.datasets.version import load_dataset_version, read_shard, read_split
 from mlops.deploy.site import Site
 from mlops.errors import DatasetError, ProjectError, Reason, Refusal
-from mlops.evaluation.incident_cases import IncidentCase, Relation, draw_neighbours, find_violations
+from mlops.evaluation.incident_cases import draw_neighbours, find_violations
+from mlops.evaluation.incident_spec import IncidentCase, Relation
 from mlops.evaluation.judged import JudgedModel, load_judged
 from mlops.evaluation.policy import Change, load_policy
 from mlops.evaluation.rows import rows_of_table

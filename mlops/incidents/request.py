@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from mlops.errors import ProjectError
-from mlops.evaluation.incident_cases import Relation
+from mlops.evaluation.incident_spec import Relation
 from mlops.evaluation.policy import Change
 from mlops.serving.server.contract import BadRequestError, Contract
 from mlops.serving.server.inference import parse_inference, parse_json

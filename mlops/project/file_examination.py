@@ -19,6 +19,7 @@ from mlops.deploy.desired_state import parse_desired
 from mlops.deploy.environment import list_environments, load_environment
 from mlops.deploy.roles import load_roles
 from mlops.errors import MlopsError, ProjectError
+from mlops.evaluation.incident_spec import IncidentCase
 from mlops.evaluation.policy import load_policy
 from mlops.places import Places
 from mlops.project.diagnosis import Diagnosis
@@ -42,6 +43,19 @@ def examine_files(places: Places) -> tuple[Diagnosis, ...]:
     return (*found, *_find_strangers(places, seen))
 
 
+def require_product_files(places: Places, product: str) -> None:
+    """What a release of a product reads is sound; found before the first step, since a sweep costs money.
+
+    Raises:
+        ProjectError: It is not; `items` has every problem of every file.
+    """
+    broken = [each for each in (*_examine_product(places, product), *_examine_cases(places)) if each.status == "broken"]
+    items = tuple(item for each in broken for item in each.items)
+    if items:
+        text = f"the files of {product} have {_count(items)}; nothing was started"
+        raise ProjectError(text, items=items, hint="fix them and run `mlops doctor`")
+
+
 def _examine_all(places: Places) -> Iterator[Diagnosis]:
     yield from _examine_repository(places)
     yield _examine("datasets.dvc", lambda: load_pins(places.datasets_dvc), places)
@@ -51,6 +65,7 @@ def _examine_all(places: Places) -> Iterator[Diagnosis]:
     yield from _examine_budgets(places)
     for product in places.products():
         yield from _examine_product(places, product)
+    yield from _examine_cases(places)
     if not places.products():
         hint = "add training/<product>.yaml and .py; `mlops init` shows how they look"
         yield Diagnosis("training", "broken", "holds no product", hint=hint)
@@ -64,6 +79,12 @@ def _examine_product(places: Places, product: str) -> Iterator[Diagnosis]:
     yield _examine(f"training/{product}.py", lambda: _check_trainer(places, product), places)
     yield _examine(f"evaluation/{product}.yaml", lambda: _check_policy(places, product), places)
     yield _examine(f"deploy/{product}.yaml", lambda: load_deploy_spec(places, product), places)
+
+
+def _examine_cases(places: Places) -> Iterator[Diagnosis]:
+    for path in sorted((places.root / "evaluation" / "incidents").glob("*.yaml")):
+        subject = path.relative_to(places.root).as_posix()
+        yield _examine(subject, lambda path=path: load_spec(path, IncidentCase), places)  # type: ignore[misc]
 
 
 def _check_sweep(places: Places, product: str) -> None:
@@ -199,7 +220,7 @@ def _examine_repository(places: Places) -> Iterator[Diagnosis]:
     if state:
         yield Diagnosis(".gitignore", "broken", "does not ignore .mlops/", hint="add the line `.mlops/`")
     elif dirty:
-        text = f"{len(dirty)} file{'s' if len(dirty) > 1 else ''} differ from the last commit"
+        text = f"{len(dirty)} {'files differ' if len(dirty) > 1 else 'file differs'} from the last commit"
         hint = "commit them before a release, or pass --allow-dirty"
         yield Diagnosis("git", "note", text, items=dirty[:10], hint=hint)
     else:

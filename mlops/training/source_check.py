@@ -96,8 +96,8 @@ class TreeState:
         if allow_dirty or not self.is_dirty:
             return None
         shown = ", ".join(self.dirty_files[:5]) + (", …" if len(self.dirty_files) > 5 else "")
-        count = f"{len(self.dirty_files)} file{'s' if len(self.dirty_files) > 1 else ''}"
-        text = f"{count} differ from commit {self.commit[:12]}: {shown}; commit them, or pass --allow-dirty"
+        count = f"{len(self.dirty_files)} {'files differ' if len(self.dirty_files) > 1 else 'file differs'}"
+        text = f"{count} from commit {self.commit[:12]}: {shown}; commit them, or pass --allow-dirty"
         return Refusal((Reason("dirty-tree", text),))
 
 

@@ -7,10 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from mlops.errors import ProjectError
 from mlops.places import Places
 from mlops.project.diagnosis import Diagnosis, Examination, count_problems
-from mlops.project.file_examination import examine_files
+from mlops.project.file_examination import examine_files, require_product_files
 from mlops.project.scaffold import import_scaffold, write_scaffold
+
+CASE = """\
+version: 1
+id: churn-1
+title: told to leave
+severity: 1
+origin: ticket 7
+expires: 2030-01-01
+input: {months: 3, spend: 80.5, calls: 4, plan: basic}
+relation: {kind: equals, answer: "no"}
+neighbourhood: [{column: spend, up: 5, down: 5}]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +31,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project as `mlops init` leaves it, committed."""
     root = tmp_path_factory.mktemp("pristine") / "churn"
     import_scaffold(write_scaffold(root, product="churn"))
+    (root / "evaluation" / "incidents" / "churn-1.yaml").write_text(CASE, encoding="utf-8")
     commit(root)
     return root
 
@@ -86,6 +100,9 @@ BREAKAGES = {
         "deploy/roles.yaml", "people: {}", "people: {ada: {keys: [ed25519:AA]}}", "deploy/roles.yaml:"
     ),
     "a lock line without a version": ("requirements.lock", "click==", "click>=", "requirements.lock:"),
+    "an incident case without what should hold": (
+        "evaluation/incidents/churn-1.yaml", "relation:", "relations:", "relation: is required"
+    ),
     "a missing remote": (".dvc/config", REMOTE, "", "names no remote"),
 }  # fmt: skip
 
@@ -101,6 +118,18 @@ def test_is_found(case: str, project: Path):
     everything = "\n".join([one.text + "\n".join(one.items) for one in found.values()])
     assert said in everything
     assert all(one.hint or one.items or "see" in one.text for one in found.values())
+
+
+def test_a_release_says_every_broken_file_of_its_product_before_it_starts(project: Path):
+    require_product_files(Places(project), "churn")
+    for case in ("YAML that is none", "a threshold out of range", "an incident case without what should hold"):
+        file, old, new, _ = BREAKAGES[case]
+        path = project / file
+        path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ProjectError) as caught:
+        require_product_files(Places(project), "churn")
+    for file in (SWEEP, POLICY, "evaluation/incidents/churn-1.yaml"):
+        assert any(file in item for item in caught.value.items), file
 
 
 def test_five_problems_in_five_files_are_all_said(project: Path):
