@@ -1,14 +1,18 @@
-"""`mlops dataset`: import, list, show, verify and diff versions. Leaves to others: all decisions (mlops/datasets)."""
+"""`mlops dataset`: import, add, list, show, verify and diff versions. Leaves to others: decisions (mlops/datasets)."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from mlops.cli.rendering import emit_json, render_table
 from mlops.errors import EXIT_REFUSED
+
+if TYPE_CHECKING:
+    from mlops.datasets.importing import ImportOutcome
 
 JSON = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 
@@ -37,6 +41,29 @@ def import_(name: str, *, accept_changes: bool, dry_run: bool, is_json: bool) ->
     outcome = import_dataset(
         places, name, accept_changes=accept_changes, progress=lambda line: click.echo(line, err=True)
     )
+    _show_outcome(name, outcome, is_json=is_json)
+
+
+@dataset.command("add")
+@click.argument("name")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Only say what would be added.")
+@JSON
+def add(name: str, files: tuple[Path, ...], *, dry_run: bool, is_json: bool) -> None:
+    """Add raw FILES to dataset NAME: its recipe names them from then on, and the version with their rows is pinned."""
+    from mlops.datasets.adding import add_files, plan_addition
+    from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
+
+    places = open_project().places
+    if dry_run:
+        _, added = plan_addition(places, name, files)
+        click.echo(f"would add {', '.join(added)} to dataset {name}")
+        return
+    outcome = add_files(places, name, files, progress=lambda line: click.echo(line, err=True))
+    _show_outcome(name, outcome, is_json=is_json)
+
+
+def _show_outcome(name: str, outcome: ImportOutcome, *, is_json: bool) -> None:
     version = outcome.version
     summary = {
         "dataset": name,

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 from mlops.clock import Clock
 from mlops.datasets.fence import find_training_fence
+from mlops.datasets.schema import refuse_purpose
 from mlops.datasets.version import DatasetVersion, load_dataset_version
 from mlops.errors import EnvironmentFault, Refusal
 from mlops.ids import Ids
@@ -101,12 +102,14 @@ def launch_sweep(
 ) -> SweepOutcome | Refusal:
     """Run a sweep on Ray, or go on with it, or read it back; see `run_sweep`.
 
-    Refused when the data holds people who withdrew: everyone with a tombstone, or those in `withdrawn`.
+    Refused when the data may not be used for the sweep's purpose, or holds people who withdrew: everyone with a
+    tombstone, or those in `withdrawn`.
 
     Raises:
         EnvironmentFault: No cluster can be reached or started, or it can never hold one worker group.
     """
-    fence = find_training_fence(places, version, subjects=withdrawn)
+    fence = refuse_purpose(version.schema, request.spec.purpose)
+    fence = fence or find_training_fence(places, version, subjects=withdrawn)
     if fence is not None:
         return fence
     with ExitStack() as stack:

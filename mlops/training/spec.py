@@ -135,6 +135,8 @@ class SweepSpec(Spec):
     version: Literal[1]
     product: str
     dataset: str
+    purpose: str = "model_training"
+    """What the data is used for; a dataset that does not allow it is refused."""
     budget: str
     objective: Objective | tuple[Objective, ...]
     """Several objectives need the sampler nsga2; the winner is chosen by the first."""

@@ -7,7 +7,11 @@ import pytest
 from click.testing import CliRunner
 
 from mlops.cli.main import mlops
-from mlops.errors import DatasetError
+from mlops.datasets.version import load_dataset_version
+from mlops.errors import DatasetError, Refusal
+from mlops.specs import parse_spec
+from mlops.training.launch import launch_sweep, make_request
+from mlops.training.spec import SweepSpec
 
 
 @pytest.fixture
@@ -78,3 +82,64 @@ def test_versions_are_compared_by_git_revision_digest_and_directory(run, people,
     assert (tmp_path / "drift.svg").stat().st_size > 1000
     assert isinstance(run("diff", "people", "no-such-revision").exception, DatasetError)
     assert isinstance(run("diff", "people", "sha256:" + "0" * 64).exception, DatasetError)
+
+
+def write_more(people, name, rows):
+    path = people.places.root / "datasets" / name
+    lines = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_added_files_stand_in_the_recipe_and_move_only_the_shards_they_touch(run, people):
+    before = json.loads(run("import", "people", "--json").stdout)
+    old = {shard.relpath: shard.sha256 for shard in load_dataset_version(people.places, "people").manifest.shards}
+    rows = [{**people.rows[0], "person": "somebody new", "age": "55"}]
+    more = write_more(people, "more.csv", rows)
+    assert "would add datasets/more.csv" in run("add", "people", more, "--dry-run").output
+    added = json.loads(run("add", "people", more, "--json").stdout)
+    assert sum(added["rows"].values()) == sum(before["rows"].values()) + 1
+    new = {shard.relpath: shard.sha256 for shard in load_dataset_version(people.places, "people").manifest.shards}
+    assert len([path for path in old if new[path] != old[path]]) == 1
+    assert [file.path for file in people.load_recipe().source.files] == ["datasets/people.csv", "datasets/more.csv"]
+    assert json.loads(run("import", "people", "--json").stdout)["is_unchanged"]
+
+
+def test_what_cannot_be_added_changes_neither_recipe_nor_pin(run, people, tmp_path):
+    run("import", "people")
+    kept = [path.read_text() for path in (people.places.datasets_dvc, people.places.root / "datasets" / "people.yaml")]
+    outside = tmp_path / "outside.csv"
+    outside.write_text("person\n")
+    broken = write_more(people, "broken.csv", [{**people.rows[0], "age": "-3"}])
+    cases = {
+        str(outside): "lies outside",
+        "datasets/nobody.csv": "does not exist",
+        "datasets/people.csv": "already part of people",
+        broken: "not what the recipe allows",
+    }
+    for file, said in cases.items():
+        done = run("add", "people", file)
+        assert isinstance(done.exception, DatasetError), file
+        assert said in " ".join([done.exception.message, *done.exception.items])
+    assert kept == [
+        path.read_text() for path in (people.places.datasets_dvc, people.places.root / "datasets" / "people.yaml")
+    ]
+
+
+def test_a_sweep_for_another_purpose_is_refused(run, people):
+    run("import", "people")
+    version = load_dataset_version(people.places, "people")
+    spec = parse_spec(
+        "{version: 1, product: p, dataset: people, budget: b, purpose: advertising, objective: {metric: loss}, "
+        "space: {a: {choices: [1]}}, trials: 1, epochs: 1}",
+        SweepSpec,
+        source="p.yaml",
+    )
+    people.places.trainer_file("p").parent.mkdir(parents=True, exist_ok=True)
+    people.places.trainer_file("p").write_text("")
+    nothing = dict.fromkeys(("ledger", "clock", "ids", "leases", "mirror", "say"))  # refused before any is used
+    request = make_request(people.places, spec, version=version, tags={}, spender="me")
+    answer = launch_sweep(people.places, request, version=version, **nothing)
+    assert isinstance(answer, Refusal)
+    assert [reason.code for reason in answer.reasons] == ["purpose-not-allowed"]
+    assert "model_training, not for advertising" in answer.reasons[0].text
