@@ -33,7 +33,8 @@ def plan_addition(places: Places, name: str, files: Sequence[Path]) -> tuple[str
             hint=f"change `source` in {path}",
         )
     root, known = places.root.resolve(), {file.path for file in recipe.source.files}
-    problems, added = [], []
+    problems: list[str] = []
+    added: list[str] = []
     for file in files:
         found = file.resolve()
         if not found.exists():
