@@ -26,7 +26,7 @@ def approve(reference: str, environment: str, reason: str, person: str | None, *
 
     site = open_site()
     rules = load_environment(site.places, environment)
-    name = person or _only_person(site.places.keys_folder)
+    name = person or only_person(site.places.keys_folder)
     key = load_key(site.places.keys_folder, name)
     if dry_run:
         with site.ledger.read() as connection:
@@ -42,7 +42,7 @@ def approve(reference: str, environment: str, reason: str, person: str | None, *
     click.echo(f"next: mlops promote {approval.product}@{approval.number} --to {environment} --dry-run")
 
 
-def _only_person(folder: Path) -> str:
+def only_person(folder: Path) -> str:
     """The one person whose key lies here.
 
     Raises:

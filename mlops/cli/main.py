@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sweep": ("mlops.cli.sweep:sweep", "Launch, list, show, stop and resume sweeps."),
     "budget": ("mlops.cli.budget:budget", "Show and set budgets; forecast and simulate."),
     "gate": ("mlops.cli.gate:gate", "Run the evaluation gate and show its verdicts."),
-    "model": ("mlops.cli.model:model", "List and show registered model versions."),
+    "model": ("mlops.cli.model:model", "List, show and explain registered model versions."),
     "image": ("mlops.cli.image:image", "Build, list, verify, probe and run serving images."),
     "approve": ("mlops.cli.approve:approve", "Sign an approval for a model version and an environment."),
     "promote": ("mlops.cli.promote:promote", "Move an environment to a model version, on evidence."),

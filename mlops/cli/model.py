@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mlops.cli.explaining import explain
 from mlops.cli.rendering import emit_json, render_table
 from mlops.errors import ProjectError
 
@@ -18,7 +19,10 @@ JSON = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def model() -> None:
-    """List and show registered model versions."""
+    """List, show and explain registered model versions."""
+
+
+model.add_command(explain)
 
 
 @model.command("list")

@@ -39,8 +39,8 @@ def near(twins: tuple[Twin, ...], *, within: float) -> tuple[Twin, ...]:
     return tuple(twin for twin in twins if twin.distance <= within)
 
 
-def find_twins(ledger: Ledger, candidate: Candidate) -> tuple[Twin, ...]:
-    """The finished trials of the candidate's sweep whose weights are still there, nearest first."""
+def find_twins(ledger: Ledger, candidate: Candidate, *, with_winner: bool = False) -> tuple[Twin, ...]:
+    """The finished trials of the candidate's sweep whose weights are still there, nearest first; without the winner."""
     origin = json.loads((candidate.folder / "params.json").read_text(encoding="utf-8"))
     with ledger.read() as connection:
         sweep = sql_trials.find_sweep(connection, str(origin.get("sweep", "")) or "-")
@@ -59,7 +59,7 @@ def find_twins(ledger: Ledger, candidate: Candidate) -> tuple[Twin, ...]:
         )
         for trial in trials
         if trial.state == COMPLETE
-        and trial.number != winner.number
+        and (with_winner or trial.number != winner.number)
         and metric in trial.metrics
         and metric in winner.metrics
         and Path(trial.weights_file).is_file()

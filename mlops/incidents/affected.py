@@ -14,11 +14,14 @@ import sqlalchemy as sa
 from mlops.deploy.desired_state import desired_path, parse_desired
 from mlops.deploy.environment import list_environments
 from mlops.deploy.sql_deployments import load_deployments, load_desired
-from mlops.errors import ProvenanceError
+from mlops.errors import ProjectError, ProvenanceError
 from mlops.evaluation.verdicts import NotEvaluableError
+from mlops.overview.trace import find_served_images
 from mlops.places import Places
+from mlops.project.opening import Project
 from mlops.provenance.digest import hex_of
-from mlops.provenance.lineage import walk_back
+from mlops.provenance.lineage import find_starts, walk_back
+from mlops.provenance.reference import parse_reference
 from mlops.provenance.sql_steps import StepRecord, find_steps, find_steps_of_digest
 from mlops.training.candidate import Candidate, load_candidate
 
@@ -93,6 +96,29 @@ def find_candidate(connection: sa.Connection, starts: tuple[str, ...], *, produc
     if product is None and len(products) > 1:
         raise ProvenanceError(f"models of {', '.join(products)} are behind it", hint="say which with --product NAME")
     return max(chosen, key=lambda step: step.finished_us)
+
+
+def find_model(project: Project, reference: str, *, product: str | None) -> Candidate:
+    """The candidate behind a REF: the model that answered.
+
+    Raises:
+        ProvenanceError: Nothing is known of the reference.
+        ProjectError: The model's folder is gone.
+    """
+    with project.ledger.read() as connection:
+        starts = find_starts(
+            connection,
+            parse_reference(reference),
+            find_served=lambda environment: find_served_images(project, environment),
+        )
+        step = find_candidate(connection, starts, product=product)
+    folder = project.places.candidates / hex_of(step.outputs["candidate"])
+    if not folder.is_dir():
+        raise ProjectError(
+            f"the model behind {reference} is no longer here, so it cannot be asked again",
+            hint=f"`mlops release {step.product}` makes it again from the weights",
+        )
+    return load_candidate(folder)
 
 
 def list_versions(connection: sa.Connection, product: str) -> tuple[Version, ...]:

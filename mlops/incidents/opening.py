@@ -29,20 +29,17 @@ from mlops.evaluation.policy import Change, load_policy
 from mlops.evaluation.rows import rows_of_table
 from mlops.evaluation.verdicts import NotEvaluableError
 from mlops.files import write_atomically
-from mlops.incidents.affected import Affected, find_affected, find_candidate
+from mlops.incidents.affected import Affected, find_affected, find_model
 from mlops.incidents.planning import RetrainPlan, RollbackOffer, plan_retrain, plan_rollbacks
 from mlops.incidents.request import Features, read_row
 from mlops.incidents.sql_incidents import ANSWER, OPEN, IncidentRow, find_by_key, insert_incident
 from mlops.incidents.synthesis import plan_neighbourhood, synthesise, to_plain
-from mlops.overview.trace import find_served_images
 from mlops.project.opening import Project
-from mlops.provenance.digest import canonical_json, hex_of
-from mlops.provenance.lineage import find_starts
-from mlops.provenance.reference import parse_reference
+from mlops.provenance.digest import canonical_json
 from mlops.serving.server.contract import Contract as ServerContract
 from mlops.serving.server.contract import load_contract
 from mlops.specs import parse_spec
-from mlops.training.candidate import Candidate, load_candidate
+from mlops.training.candidate import Candidate
 
 KEPT_DAYS = 730
 """A case is judged for so long unless its file says otherwise."""
@@ -110,7 +107,7 @@ def open_incident(
         ProjectError: The report does not fit the model.
         ProvenanceError: Nothing is known of the reference.
     """
-    candidate = _find_model(project, report)
+    candidate = find_model(project, report.reference, product=report.product)
     contract = load_contract(candidate.folder / "contract.json")
     row = _read_report(project, report, candidate, contract)
     key = _key_of(site, report, candidate.product, row)
@@ -140,23 +137,6 @@ def open_incident(
     rollbacks = plan_rollbacks(site, candidate.product, affected)
     retrain = plan_retrain(project, candidate.product)
     return Opened(incident, case, affected, rollbacks, retrain, is_new=known is None)
-
-
-def _find_model(project: Project, report: Report) -> Candidate:
-    """The candidate that answered."""
-    reference = parse_reference(report.reference)
-    with project.ledger.read() as connection:
-        starts = find_starts(
-            connection, reference, find_served=lambda environment: find_served_images(project, environment)
-        )
-        step = find_candidate(connection, starts, product=report.product)
-    folder = project.places.candidates / hex_of(step.outputs["candidate"])
-    if not folder.is_dir():
-        raise ProjectError(
-            f"the model behind {report.reference} is no longer here, so it cannot be asked again",
-            hint=f"`mlops release {step.product}` makes it again from the weights",
-        )
-    return load_candidate(folder)
 
 
 def _read_report(project: Project, report: Report, candidate: Candidate, contract: ServerContract) -> Features:
