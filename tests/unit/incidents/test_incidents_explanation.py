@@ -7,7 +7,7 @@ import pytest
 from mlops.errors import ProvenanceError
 from mlops.incidents.explanation import check_reader
 from mlops.project.opening import Project, open_project
-from mlops.provenance.keys import key, load_key
+from mlops.provenance.keys import load_key, make_key
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def project(tmp_path: Path) -> Project:
     (tmp_path / "deploy").mkdir()
     opened = open_project(tmp_path)
     for name in ("ada", "eve"):
-        key(opened.places.keys_folder, name)
+        make_key(opened.places.keys_folder, name, clock=opened.clock)
     return opened
 
 
