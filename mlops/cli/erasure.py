@@ -203,6 +203,61 @@ def run(
         click.echo(_render_end(outcome.held, outcome.batch.batch_id, outcome.requests))
 
 
+@erasure.command(epilog=_STDIN)
+@click.argument("dataset")
+@click.option("--output", type=click.Path(path_type=Path), help="Write the rows there, sealed; the key is shown once.")
+@click.option("--open", "sealed", type=click.Path(exists=True, path_type=Path), help="Open such a file; key on stdin.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+def access(dataset: str, *, output: Path | None, sealed: Path | None, as_json: bool) -> None:
+    """List the shards, models and environments that hold the person on standard input; export the rows, encrypted."""
+    from mlops.erasure.access import find_person
+    from mlops.files import write_atomically
+    from mlops.project.opening import open_project
+    from mlops.provenance.sealing import seal, unseal
+
+    if sealed is not None:
+        click.echo(unseal(sealed.read_bytes(), sys.stdin.read().strip()).decode(), nl=False)
+        return
+    project = open_project()
+    subjects = _read_people(project, dataset)
+    if len(subjects) != 1:
+        raise click.UsageError("give one subject id")
+    found = find_person(project, dataset, subjects[0])
+    shown = found.to_json()
+    if output is not None:
+        content, key = seal(found.render_rows())
+        write_atomically(output, content, mode=0o600)
+        shown |= {"output": str(output), "key": key}
+    if as_json:
+        emit_json(shown)
+        return
+    for shard in found.shards:
+        click.echo(
+            f"{shard['rows']} rows in {shard['path']} of {shard['version'][:19]}" + " (pinned)" * shard["is_pinned"]
+        )
+    click.echo(f"models        {', '.join(found.models) or 'none'}")
+    click.echo(f"environments  {', '.join(found.environments) or 'none'}")
+    click.echo(f"requests      {', '.join(it['request'] + ' ' + it['state'] for it in found.requests) or 'none'}")
+    if output is not None:
+        click.echo(f"{len(found.rows)} rows are sealed in {output}; its key, shown once: {shown['key']}")
+        click.echo(f"to read it: mlops erasure access {dataset} --open {output}   (key on standard input)")
+
+
+@erasure.command()
+@click.option("--port", type=click.IntRange(0, 65_535), default=8741, show_default=True, help="On 127.0.0.1.")
+@click.option("--dry-run", is_flag=True, help="Only say who may ask.")
+def serve(port: int, *, dry_run: bool) -> None:
+    """Take signed requests of the tenants in deploy/erasure.yaml, on loopback."""
+    from mlops.erasure.intake import open_intake, serve_intake
+    from mlops.project.opening import open_project
+
+    intake = open_intake(open_project())
+    tenants = ", ".join(sorted(intake.rules.tenants)) or "nobody: deploy/erasure.yaml names no tenant"
+    click.echo(f"http://127.0.0.1:{port}/v1/requests for {tenants}; datasets {', '.join(sorted(intake.keys))}")
+    if not dry_run:
+        serve_intake(intake, port=port)
+
+
 @erasure.group()
 def certificate() -> None:
     """Show, export and verify certificates."""
@@ -273,7 +328,7 @@ def _verify(text: str, before: str | None, *, keys: tuple[str, ...], as_json: bo
     findings = verify_certificate(found, keyring=keyring, previous=previous)
     if as_json:
         emit_json({"predicate": found.predicate, "findings": [vars(finding) for finding in findings]})
-    else:
+    elif found.signers:
         click.echo(render_certificate(found, findings))
     bad = tuple(Reason("certificate", finding.text) for finding in findings if not finding.is_good)
     if bad:

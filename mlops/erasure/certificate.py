@@ -160,7 +160,17 @@ def verify_certificate(
     certificate: Certificate, *, keyring: KeyRing, previous: Certificate | None = None
 ) -> tuple[Finding, ...]:
     """Everything that can be checked with the file alone, the keys and, if there is one, the certificate before it."""
-    found = [*_check_signers(certificate, keyring), *_check_rows(certificate.predicate)]
+    signed = _check_signers(certificate, keyring)
+    if not certificate.signers:
+        return tuple(signed)  # nothing else in it can be believed, not even its form
+    try:
+        return (*signed, *_check_content(certificate, previous))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return (*signed, Finding(False, f"it lacks what a certificate says: {error!r}"))
+
+
+def _check_content(certificate: Certificate, previous: Certificate | None) -> list[Finding]:
+    found = _check_rows(certificate.predicate)
     said = str(certificate.predicate.get("previous", ""))
     if previous is not None:
         is_next = said == previous.digest
@@ -173,7 +183,7 @@ def verify_certificate(
     late = [it for it in certificate.predicate["requests"] if not it.get("is_in_time")]
     count = len(certificate.predicate["requests"])
     text = f"{len(late)} of {count} requests were answered late" if late else f"{count} requests answered in time"
-    return (*found, Finding(True, text))
+    return [*found, Finding(True, text)]
 
 
 def render_certificate(certificate: Certificate, findings: Sequence[Finding]) -> str:
