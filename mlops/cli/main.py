@@ -43,6 +43,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "audit": ("mlops.cli.audit:audit", "Verify signatures and digests of a chain."),
     "rebuild": ("mlops.cli.rebuild:rebuild", "Rebuild a release from its attestations and compare digests."),
     "schedule": ("mlops.cli.schedule:schedule", "Print the cron line, timer and workflow for what runs by itself."),
+    "backup": ("mlops.cli.backup:backup", "Write everything that cannot be rebuilt to one encrypted file."),
+    "restore": ("mlops.cli.restore:restore", "Put a backup back, without anybody who withdrew since."),
     "keys": ("mlops.cli.keys:keys", "Make and list signing keys."),
 }
 

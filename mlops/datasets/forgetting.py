@@ -133,6 +133,29 @@ def purge_shards(places: Places, name: str, shards: Iterable[Shard]) -> tuple[Pu
     return tuple(receipts)
 
 
+def sweep_returned(places: Places, name: str) -> tuple[str, ...]:
+    """Remove purged objects that came back, by a push from a stale clone for instance; never what is pinned now.
+
+    Returns:
+        One line for each that was swept, or could not be.
+
+    Raises:
+        DatasetError: A manifest of the pinned version is missing.
+    """
+    purged = load_purged(places, name)
+    if not purged:
+        return ()
+    version = load_dataset_version(places, name)
+    store, lines = DvcStore(places), []
+    witness = split_digest(name, version.dvc_digest)[0][1]
+    for md5 in sorted(purged - {shard.md5 for shard in version.manifest.shards}):
+        removal = store.delete(md5, witness=witness)
+        if removal.removed_from:
+            lines.append(f"{md5} from {', '.join(removal.removed_from)}")
+        lines += [f"{md5} not swept: {failure}" for failure in removal.failures]
+    return tuple(lines)
+
+
 def find_expired(version: DatasetVersion, *, now_us: int) -> frozenset[bytes]:
     """Keyed hashes of people with a row past the retention that `dataset.yaml` states.
 

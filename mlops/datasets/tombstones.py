@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mlops.errors import DatasetError
@@ -69,6 +69,44 @@ def add_tombstones(places: Places, name: str, subjects: Iterable[bytes]) -> int:
     """
     path = tombstone_file(places, name)
     return _add(path, _HEX, (subject.hex() for subject in subjects))
+
+
+def load_committed_tombstones(places: Places, name: str) -> frozenset[bytes]:
+    """Those of people who left the pinned version: a tombstone comes to git together with the version without them.
+
+    Raises:
+        DatasetError: The file is damaged.
+    """
+    return frozenset(bytes.fromhex(line) for line in _load(tombstone_file(places, name), _HEX))
+
+
+def restore_withdrawals(places: Places, texts: Mapping[str, str], pending: Path | None) -> int:
+    """Let withdrawals that a backup knows hold besides those of the project.
+
+    What git does not know fences at once, like a new withdrawal: the pinned version may hold that person.
+
+    Args:
+        places: The project.
+        texts: Files beside the recipes by name (`income.tombstones`, `income.purged`), as they were.
+        pending: Folder with the withdrawals that no commit held.
+
+    Returns:
+        How many people are withdrawn now, over all datasets.
+    """
+    known = {path.name: path.read_text(encoding="utf-8") for path in pending.glob("*")} if pending else {}
+    for file, text in texts.items():
+        name, _, kind = file.rpartition(".")
+        if kind == "tombstones":
+            known[name] = f"{known.get(name, '')}\n{text}"
+        else:
+            add_purged(places, name, filter(_MD5.fullmatch, text.split()))
+    for name, text in known.items():
+        missing = {bytes.fromhex(line) for line in text.split() if _HEX.fullmatch(line)} - load_tombstones(places, name)
+        if missing:
+            withdraw_subjects(places, name, sorted(missing))
+    folders = (places.root / "datasets").glob("*.tombstones"), (places.state / "tombstones").glob("*")
+    names = {path.name.removesuffix(".tombstones") for folder in folders for path in folder}
+    return sum(len(load_tombstones(places, name)) for name in names)
 
 
 def load_purged(places: Places, name: str) -> frozenset[str]:

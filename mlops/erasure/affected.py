@@ -18,9 +18,10 @@ from mlops.datasets.manifest import Shard
 from mlops.datasets.subject_index import count_rows, load_subjects
 from mlops.datasets.subjects import group_of
 from mlops.datasets.tombstones import load_purged
-from mlops.datasets.version import DatasetVersion
+from mlops.datasets.version import DatasetVersion, load_dataset_version
 from mlops.deploy import sql_deployments
 from mlops.deploy.desired_state import parse_desired
+from mlops.errors import DatasetError
 from mlops.places import Places
 from mlops.project.opening import Project
 from mlops.provenance.digest import hex_of
@@ -118,7 +119,7 @@ class Affected:
         return tuple(place for place in self.environments if place.role == "serves")
 
 
-def find_affected(project: Project, dataset: str, subjects: frozenset[bytes]) -> Affected:
+def find_affected(project: Project, dataset: str, subjects: frozenset[bytes], *, is_cautious: bool = False) -> Affected:
     """All that holds these people or was made from versions that do.
 
     A shard that was purged no longer says whom it held; it counts when it is of a person's group. So the answer stays
@@ -128,11 +129,12 @@ def find_affected(project: Project, dataset: str, subjects: frozenset[bytes]) ->
         project: An open project.
         dataset: Its name.
         subjects: Keyed hashes, 32 bytes each.
+        is_cautious: Whether an old version whose shards cannot be read counts as holding them, instead of an error.
 
     Raises:
         DatasetError: A shard in question is missing without having been purged, or changed.
     """
-    shards = tuple(_find_shards(project.places, dataset, subjects))
+    shards = tuple(_find_shards(project.places, dataset, subjects, is_cautious=is_cautious))
     manifests = tuple(dict.fromkeys(shard.manifest for shard in shards))
     return trace_versions(project, dataset, manifests, shards=shards, subjects=subjects)
 
@@ -177,33 +179,46 @@ def trace_versions(
     )
 
 
-def _find_shards(places: Places, dataset: str, subjects: frozenset[bytes]) -> Iterator[AffectedShard]:
-    purged = load_purged(places, dataset)
-    for version in list_versions(places, dataset):
-        yield from find_holding_shards(places, version, subjects, purged=purged)
-
-
-def find_holding_shards(
-    places: Places, version: DatasetVersion, subjects: Iterable[bytes], *, purged: Collection[str]
+def _find_shards(
+    places: Places, dataset: str, subjects: frozenset[bytes], *, is_cautious: bool
 ) -> Iterator[AffectedShard]:
-    """Shards of one version that hold one of the people, or held one of their groups.
+    purged = load_purged(places, dataset)
+    pinned = find_pinned(places, dataset) if is_cautious else None
+    kept = frozenset(shard.md5 for shard in pinned.manifest.shards) if pinned is not None else frozenset()
+    for version in list_versions(places, dataset):
+        for shard, wanted in _shards_of_groups(version, subjects):
+            if shard.md5 in purged:
+                yield AffectedShard(version.digest, shard, None)
+                continue
+            try:
+                held = load_subjects(places, version, shard)
+            except DatasetError:
+                if not is_cautious:
+                    raise
+                if shard.md5 not in kept:  # the pinned version's shards hold nobody who left it
+                    yield AffectedShard(version.digest, shard, None)
+                continue
+            rows = sum(count_rows(held, subject) for subject in wanted)
+            if rows:
+                yield AffectedShard(version.digest, shard, rows)
 
-    Raises:
-        DatasetError: as `find_affected`.
-    """
+
+def find_pinned(places: Places, dataset: str) -> DatasetVersion | None:
+    """The pinned version; None when its manifest is in no store, as in a clone that has not imported yet."""
+    try:
+        return load_dataset_version(places, dataset)
+    except DatasetError:
+        return None
+
+
+def _shards_of_groups(version: DatasetVersion, subjects: Iterable[bytes]) -> Iterator[tuple[Shard, list[bytes]]]:
+    """Shards in which any of the people can be, with those who can."""
     by_group: dict[int, list[bytes]] = {}
     for subject in sorted(subjects):
         by_group.setdefault(group_of(subject, groups=version.schema.groups), []).append(subject)
     for shard in version.manifest.shards:
-        if shard.group not in by_group:
-            continue
-        if shard.md5 in purged:
-            yield AffectedShard(version.digest, shard, None)
-            continue
-        held = load_subjects(places, version, shard)
-        rows = sum(count_rows(held, subject) for subject in by_group[shard.group])
-        if rows:
-            yield AffectedShard(version.digest, shard, rows)
+        if shard.group in by_group:
+            yield shard, by_group[shard.group]
 
 
 def _outputs(steps: Iterable[StepRecord], name: str) -> Iterator[str]:

@@ -9,19 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from mlops.datasets.forgetting import purge_shards
+from mlops.datasets.forgetting import purge_shards, sweep_returned
+from mlops.datasets.locations import load_locations
 from mlops.datasets.manifest import Shard
+from mlops.datasets.objects import is_local, object_path
 from mlops.datasets.raw_removal import purge_raw
 from mlops.datasets.recipe import load_recipe
-from mlops.datasets.returned import find_returned
-from mlops.datasets.version import load_dataset_version
 from mlops.deploy.erased import record_purge
 from mlops.deploy.purging import drop_ways_back, find_serving, remove_copies
 from mlops.deploy.runtimes import list_runtimes
 from mlops.deploy.site import Site
-from mlops.erasure.affected import Affected
+from mlops.erasure.affected import Affected, find_pinned
 from mlops.errors import MlopsError
 from mlops.evaluation.store import purge_result
 from mlops.project.opening import Project
@@ -64,7 +65,12 @@ class _Purge:
 
 
 def purge(
-    project: Project, affected: Affected, *, say: Callable[[str], None], runtimes: Sequence[Runtime] | None = None
+    project: Project,
+    affected: Affected,
+    *,
+    say: Callable[[str], None],
+    runtimes: Sequence[Runtime] | None = None,
+    is_restored: bool = False,
 ) -> tuple[Receipt, ...]:
     """Remove what is affected from every store.
 
@@ -73,6 +79,7 @@ def purge(
         affected: From `find_affected`.
         say: Prints one line of progress.
         runtimes: Where copies of images may run; by default every installed one.
+        is_restored: Whether the project came out of a backup just now, so that nothing serves whatever its ledger says.
 
     Returns:
         A receipt for each thing in each store; all of them `is_gone` means that nothing is left.
@@ -80,7 +87,7 @@ def purge(
     started_us = project.clock.now_us()
     site = Site(project.places, project.ledger, project.clock, project.ids, project.step_book)
     used = list_runtimes(project.places.serving_state) if runtimes is None else runtimes
-    goal, kept = _spare_serving(project, site, affected)
+    goal, kept = (affected, ()) if is_restored else _spare_serving(project, site, affected)
     it = _Purge(project, site, goal, used)
     erased = {*goal.candidates, *goal.evidence, *goal.images, *_purgeable_manifests(it)}
     receipts = list(kept)
@@ -91,6 +98,8 @@ def purge(
         )  # fmt: skip
         say(f"purge {step_id}: {len(erased)} digests")
     for name, sweep in _STORES.items():
+        if is_restored and name == "environments":
+            continue  # what was purged is not admitted; git may know a newer state than the restored ledger
         found: list[Receipt] = []
         try:
             found.extend(sweep(it))
@@ -133,8 +142,8 @@ def _without(digests: tuple[str, ...], needed: Collection[str]) -> tuple[str, ..
 
 
 def _purgeable_manifests(it: _Purge) -> frozenset[str]:
-    pinned = load_dataset_version(it.project.places, it.affected.dataset).digest
-    return frozenset(it.affected.manifests) - {pinned}
+    pinned = find_pinned(it.project.places, it.affected.dataset)
+    return frozenset(it.affected.manifests) - {pinned.digest if pinned is not None else ""}
 
 
 def _sweep_environments(it: _Purge) -> Iterator[Receipt]:
@@ -185,8 +194,12 @@ def _sweep_evidence(it: _Purge) -> Iterator[Receipt]:
 
 def _sweep_shards(it: _Purge) -> Iterator[Receipt]:
     places, dataset = it.project.places, it.affected.dataset
-    pinned = {shard.md5 for shard in load_dataset_version(places, dataset).manifest.shards}
     shards: dict[str, Shard] = {found.shard.md5: found.shard for found in it.affected.shards}
+    version = find_pinned(places, dataset)
+    if version is None:
+        yield from _look_for_shards(it, shards)
+        return
+    pinned = {shard.md5 for shard in version.manifest.shards}
     for md5 in sorted(pinned & shards.keys()):
         shard = shards.pop(md5)
         reason = "the pinned version needs it: take the person out of that first"
@@ -195,8 +208,19 @@ def _sweep_shards(it: _Purge) -> Iterator[Receipt]:
         shard = shards[found.md5]
         remark = found.reason or (f"removed from {', '.join(found.removed_from)}" if found.removed_from else "was gone")
         yield Receipt("dvc", f"shard {shard.relpath}", f"sha256:{shard.sha256}", found.is_gone, remark)
-    for path in find_returned(places, dataset):
-        yield Receipt("dvc", f"returned object {path}", "", False, "it came back; purge again")
+    for line in sweep_returned(places, dataset):
+        is_gone = "not swept" not in line
+        if is_gone or not shards:
+            yield Receipt("dvc", f"returned object {line}", "", is_gone, "" if is_gone else line)
+
+
+def _look_for_shards(it: _Purge, shards: dict[str, Shard]) -> Iterator[Receipt]:
+    """In a clone without the pinned version nothing is removed: nothing would show that a remote is really there."""
+    urls = load_locations(it.project.places).object_urls
+    for md5, shard in sorted(shards.items()):
+        places = [url for url in urls if not is_local(url) or Path(object_path(url, md5)).exists()]
+        reason = f"import the dataset and purge again; not seen: {', '.join(places)}" if places else "is not here"
+        yield Receipt("dvc", f"shard {shard.relpath}", f"sha256:{shard.sha256}", not places, reason)
 
 
 def _sweep_raw(it: _Purge) -> Iterator[Receipt]:
