@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from mlops.evaluation.judged import columns_as_tensors
-from mlops.evaluation.policy import Change
 from mlops.evaluation.rows import Rows
+from mlops.evaluation.surface_rules import Change
 from mlops.evaluation.verdicts import NotEvaluableError
 
 if TYPE_CHECKING:

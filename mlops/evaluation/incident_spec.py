@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mlops.evaluation.policy import Change
+from mlops.evaluation.surface_rules import Change
 from mlops.provenance.digest import digest_json
 from mlops.specs import Spec, load_spec
 

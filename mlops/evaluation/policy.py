@@ -18,7 +18,10 @@ from mlops.evaluation.behaviour_rules import (
     InvarianceRule,
     MonotoneRule,
 )
+from mlops.evaluation.privacy_rules import PrivacyRule
 from mlops.evaluation.rule import Name, Rate, Rule, Sentence, SlicedRule
+from mlops.evaluation.screen_rules import ScreenRule
+from mlops.evaluation.surface_rules import Change
 from mlops.provenance.digest import digest_json
 from mlops.specs import Spec, load_spec
 from mlops.units import Accelerators, Duration
@@ -65,24 +68,6 @@ class GapRule(Rule):
     """Control columns: the gap is asked within each of their groups."""
     minimum_denominator: int = Field(default=10, ge=1)
     """Smaller cells are listed and not tested; while there are any, the check cannot pass."""
-
-
-class Change(Spec):
-    """What a person could change of one column."""
-
-    column: str
-    up: float = Field(default=0, ge=0)
-    """Largest rise of a number."""
-    down: float = Field(default=0, ge=0)
-    """Largest fall of a number."""
-    to: Literal["any"] | tuple[str, ...] = ()
-    """Categories that can be claimed instead."""
-
-    @model_validator(mode="after")
-    def _changes_something(self) -> Self:
-        if not (self.up or self.down or self.to):
-            raise ValueError("gives nothing to change: set `up`, `down` or `to`")
-        return self
 
 
 class EvasionRule(Rule):
@@ -203,7 +188,9 @@ class SizeRule(Rule):
 
 
 AnyRule = Annotated[
-    LossRule
+    PrivacyRule
+    | ScreenRule
+    | LossRule
     | AccuracyRule
     | AucRule
     | CalibrationRule

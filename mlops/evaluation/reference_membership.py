@@ -3,8 +3,8 @@
 The score of a row is the log-ratio of the target's confidence to the mean confidence of the reference models, trained
 with and without the row alike (BASE, Lassila et al. 2025; InfoRMIA, ICLR 2026): continuous, so it ranks at any false
 positive rate, and it does not need that membership is paired; it is joined by rank with a likelihood ratio (LiRA,
-Carlini et al. 2022). The rows are the audit pool: each is in the final model and in each trial with probability 1/2
-by seeded hash, which is also what a one-run audit asks for.
+Carlini et al. 2022) and a difference of log-odds. The rows are the audit pool: each is in the final model and in each
+trial with probability 1/2 by seeded hash, which is also what a one-run audit asks for.
 Leaves to others: training on the pool (mlops/training), reading confidences of trials, and the policy (checks/).
 """
 
@@ -61,6 +61,13 @@ def log_ratio_scores(target: Floats, references: Floats, membership: Flags) -> F
     return scores
 
 
+def log_odds_scores(target: Floats, references: Floats, membership: Flags) -> Floats:
+    """How far the target's log-odds lie above the middle of both kinds of reference models; as `log_ratio_scores`."""
+    mean_in, mean_out = _usual_log_odds(_log_odds(references), membership)
+    scores: Floats = _log_odds(target) - (mean_in + mean_out) / 2
+    return scores
+
+
 def likelihood_ratio_scores(target: Floats, references: Floats, membership: Flags) -> Floats:
     """Log-likelihood ratio of "member" to "stranger", normal on the log-odds scale; arguments as `log_ratio_scores`.
 
@@ -68,19 +75,23 @@ def likelihood_ratio_scores(target: Floats, references: Floats, membership: Flag
     Source: LiRA, Carlini et al., IEEE S&P 2022; with few models a common spread, as in their section VI-C.
     """
     own, others = _log_odds(target), _log_odds(references)
-    counts_in, counts_out = membership.sum(axis=0), (~membership).sum(axis=0)
-    has_both = (counts_in > 0) & (counts_out > 0)
-    mean_in = (others * membership).sum(axis=0) / np.maximum(counts_in, 1)
-    mean_out = (others * ~membership).sum(axis=0) / np.maximum(counts_out, 1)
-    usual = float(np.median(mean_in[has_both] - mean_out[has_both])) if has_both.any() else 0.0
-    mean_out = np.where(counts_out > 0, mean_out, mean_in - usual)
-    mean_in = (mean_in * counts_in + PRIOR_MODELS * (mean_out + usual)) / (counts_in + PRIOR_MODELS)
-    residuals = others - np.where(membership, mean_in, mean_out)
-    variance = (residuals**2).mean(axis=0)
+    mean_in, mean_out = _usual_log_odds(others, membership)
+    variance = ((others - np.where(membership, mean_in, mean_out)) ** 2).mean(axis=0)
     weight = len(references) / (len(references) + 2 * PRIOR_MODELS)
     variance = np.maximum(weight * variance + (1 - weight) * float(np.median(variance)), FLOOR)
     scores: Floats = ((own - mean_out) ** 2 - (own - mean_in) ** 2) / (2 * variance)
     return scores
+
+
+def _usual_log_odds(others: Floats, membership: Flags) -> tuple[Floats, Floats]:
+    """Mean log-odds of the models with and without each row; what one side lacks is filled by the usual distance."""
+    counts_in, counts_out = membership.sum(axis=0), (~membership).sum(axis=0)
+    mean_in = (others * membership).sum(axis=0) / np.maximum(counts_in, 1)
+    mean_out = (others * ~membership).sum(axis=0) / np.maximum(counts_out, 1)
+    has_both = (counts_in > 0) & (counts_out > 0)
+    usual = float(np.median(mean_in[has_both] - mean_out[has_both])) if has_both.any() else 0.0
+    mean_out = np.where(counts_out > 0, mean_out, mean_in - usual)
+    return (mean_in * counts_in + PRIOR_MODELS * (mean_out + usual)) / (counts_in + PRIOR_MODELS), mean_out
 
 
 PRIOR_MODELS = 2
@@ -93,16 +104,19 @@ def _log_odds(values: Floats) -> Floats:
     return found
 
 
-def membership_scores(target: Floats, references: Floats, membership: Flags) -> Floats:
-    """The attack's score: mean rank of log-ratio and likelihood ratio, in `[0, 1]`; arguments as `log_ratio_scores`.
+SCORES = (log_ratio_scores, likelihood_ratio_scores, log_odds_scores)
 
-    The log-ratio ranks the bulk better, the likelihood ratio the extremes; ranks need no common scale
-    (`bench_gate.py --only membership` shows both beside Privacy Meter).
+
+def membership_scores(target: Floats, references: Floats, membership: Flags) -> Floats:
+    """The attack's score: mean rank of three scores, in `[0, 1]`; arguments as `log_ratio_scores`.
+
+    They err on different rows, and ranks need no common scale: joined they find more members than each alone, at every
+    false positive rate (`bench_gate.py --only membership`, beside Privacy Meter).
 
     Raises:
         NotEvaluableError: As `log_ratio_scores`.
     """
-    parts = [score(target, references, membership) for score in (log_ratio_scores, likelihood_ratio_scores)]
+    parts = [score(target, references, membership) for score in SCORES]
     scores: Floats = np.mean([stats.rankdata(part) / part.size for part in parts], axis=0)
     return scores
 

@@ -25,8 +25,9 @@ from mlops.errors import DatasetError, ProjectError, Reason, Refusal
 from mlops.evaluation.incident_cases import draw_neighbours, find_violations
 from mlops.evaluation.incident_spec import IncidentCase, Relation
 from mlops.evaluation.judged import JudgedModel, load_judged
-from mlops.evaluation.policy import Change, load_policy
+from mlops.evaluation.policy import load_policy
 from mlops.evaluation.rows import rows_of_table
+from mlops.evaluation.surface_rules import Change
 from mlops.evaluation.verdicts import NotEvaluableError
 from mlops.files import write_atomically
 from mlops.incidents.affected import Affected, find_affected, find_model

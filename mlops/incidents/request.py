@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from mlops.errors import ProjectError
 from mlops.evaluation.incident_spec import Relation
-from mlops.evaluation.policy import Change
+from mlops.evaluation.surface_rules import Change
 from mlops.serving.server.contract import BadRequestError, Contract
 from mlops.serving.server.inference import parse_inference, parse_json
 from mlops.serving.server.scoring import parse_scoring

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops.errors import Reason, Refusal
-from mlops.evaluation.policy import Change
+from mlops.evaluation.surface_rules import Change
 from mlops.incidents.request import Features
 from mlops.serving.server.contract import Column, Contract
 

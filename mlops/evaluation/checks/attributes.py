@@ -1,8 +1,9 @@
 """Attribute inference: does the model give away what an attacker does not know of a person?
 
-The attacker knows every other input and the true label, and half of the rows with the attribute. A forest on those alone is
-the baseline; a forest that also sees the model's answer is the attack; always guessing the commonest value is the
-majority. What counts is how many rows more the attack tells than the better of both, on rows that neither was fitted on.
+The attacker knows every other input and the true label, and half of the rows with the attribute. A forest on those
+alone is the baseline; a forest that also sees the model's answer is the attack; always guessing the commonest value is
+the majority. What counts is how many rows more the attack tells than the better of both, on rows that neither was
+fitted on.
 Source: Yeom et al., CSF 2018; ART's AttributeInferenceBlackBox fits the same attack model, without the paired bound.
 Leaves to others: membership (membership.py).
 """

@@ -29,10 +29,13 @@ def check_explanation_membership(rule: ExplanationMembershipRule, hearing: Heari
     seed = hearing.seed_of(rule.name)
     size = min(rule.rows, len(hearing.train), len(hearing.test))
     if size < 400:
-        raise NotEvaluableError("too-few-rows", f"{size} rows on one side: an attack needs 400 to be fitted and measured")
+        raise NotEvaluableError(
+            "too-few-rows", f"{size} rows on one side: an attack needs 400 to be fitted and measured"
+        )
     usual = _usual(hearing.train)
     members, strangers = (
-        explain_by_ablation(rows.sample(size, seed=seed), hearing, usual=usual) for rows in (hearing.train, hearing.test)
+        explain_by_ablation(rows.sample(size, seed=seed), hearing, usual=usual)
+        for rows in (hearing.train, hearing.test)
     )
     scores = {
         "variance": (-members.var(axis=1)[1::2], -strangers.var(axis=1)[1::2]),
@@ -58,7 +61,7 @@ def _usual(rows: Rows) -> dict[str, NDArray[np.generic]]:
 
 
 def explain_by_ablation(rows: Rows, hearing: Hearing, *, usual: dict[str, NDArray[np.generic]]) -> Floats:
-    """Per row: how far the answer's log-odds fall when each input takes its usual value, and the log-odds, `[N, D + 1]`."""
+    """How far the answer's log-odds fall when each input takes its usual value, and the log-odds, `[N, D + 1]`."""
     answers = hearing.model.answer(rows.features)
     chosen = answers.classes
 

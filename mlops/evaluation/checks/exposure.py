@@ -1,6 +1,6 @@
 """Canary exposure: the audit pool's rows, put into the training by chance, are the canaries.
 
-A canary's exposure is how many bits easier the model makes it to pick from rows that were left out just as much by chance:
+A canary's exposure is how many bits easier the model makes it to pick from rows that were left out by the same chance:
 `-log2` of the share of strangers that look more trained than it does. Untrained rows have 1.44 bits on average.
 Source: Carlini et al., "The Secret Sharer", USENIX Security 2019, section 4.3 (exposure by sampling).
 Leaves to others: the score of a row (reference_membership.py).
@@ -29,7 +29,9 @@ def check_exposure(rule: ExposureRule, hearing: Hearing) -> Findings:
     scores = membership_scores(pool.target, pool.references, pool.membership)
     canaries, strangers = scores[pool.is_member], np.sort(scores[~pool.is_member])
     if min(canaries.size, strangers.size) < 50:
-        raise NotEvaluableError("too-few-rows", f"{canaries.size} canaries and {strangers.size} strangers give no bound")
+        raise NotEvaluableError(
+            "too-few-rows", f"{canaries.size} canaries and {strangers.size} strangers give no bound"
+        )
     above = strangers.size - np.searchsorted(strangers, canaries, side="left")
     bits = -np.log2((above + 1) / (strangers.size + 1))
     evidence = means.assess_mean_at_most(bits, maximum=rule.maximum_bits, alpha=hearing.policy.alpha)

@@ -1,8 +1,9 @@
 """Model extraction: how many answers does it take to copy the model?
 
-A random forest is fitted on the artefact's answers to rows of one half of the test set and compared with it on the other
-half: agreement against number of queries. A good model is easy to copy, so this advises; it says what a limit on queries
-buys. Source: Tramèr et al., USENIX Security 2016. Leaves to others: limiting queries (the proxy in mlops/deploy).
+A random forest is fitted on the artefact's answers to rows of one half of the test set and compared with it on the
+other half: agreement against number of queries. A good model is easy to copy, so this advises; it says what a limit on
+queries buys. Source: Tramèr et al., USENIX Security 2016. Leaves to others: limiting queries (the proxy in
+mlops/deploy).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def check_extraction(rule: ExtractionRule, hearing: Hearing) -> Findings:
     order = np.random.default_rng(hearing.seed_of(rule.name)).permutation(len(rows))
     asked, kept = order[::2], order[1::2]
     if asked.size < min(rule.queries) or len(np.unique(answers)) < 2:
-        raise NotEvaluableError("too-few-rows", f"{asked.size} rows to ask with, {len(np.unique(answers))} answers seen")
+        raise NotEvaluableError(
+            "too-few-rows", f"{asked.size} rows to ask with, {len(np.unique(answers))} answers seen"
+        )
     flat = np.column_stack([values.reshape(len(rows), -1) for _, values in sorted(rows.features.items())])
     matrix = _narrow(flat.astype(np.float64), seed=hearing.seed_of(rule.name))
     curve, agrees = [], np.zeros(0, dtype=bool)

@@ -1,7 +1,8 @@
 """Forced predictions: can a person turn a no into the answer they want, by what a person can change?
 
-The targeted counterpart of evasion: PGD with restarts, APGD and a black-box search climb the wanted answer; a success counts
-only when the decoded, valid row makes the artefact itself give it. Leaves to others: any wrong answer (evasion.py).
+The targeted counterpart of evasion: PGD with restarts, APGD and a black-box search climb the wanted answer; a success
+counts only when the decoded, valid row makes the artefact itself give it. Leaves to others: any wrong answer
+(evasion.py).
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ def check_forced(rule: ForcedRule, hearing: Hearing) -> Findings:
         is_forced |= succeeds
     text = f"rows turned to {hearing.classes[wanted]!r} by any of {', '.join(shares)}"
     claim = claim_at_most("forced", is_forced, maximum=rule.maximum, alpha=hearing.policy.alpha, text=text)
-    return Findings((claim,), {"forced": shares, "changes": [change.model_dump(mode="json") for change in rule.changes]})
+    return Findings(
+        (claim,), {"forced": shares, "changes": [change.model_dump(mode="json") for change in rule.changes]}
+    )
 
 
 def _wanted(rule: ForcedRule, hearing: Hearing) -> int:
@@ -82,12 +85,10 @@ def _attack(rule: ForcedRule, hearing: Hearing, surface: Surface, *, wanted: int
     low, high = (torch.from_numpy(side) for side in surface.row_limits())
     box = own.box_around(flat, radius=torch.from_numpy(surface.radius), low=low, high=high)
     otherwise = torch.zeros(len(flat), dtype=torch.int64)
-    shared = {"steps": rule.steps, "generator": torch.Generator().manual_seed(hearing.seed_of(rule.name))}
+    steps, dice = rule.steps, torch.Generator().manual_seed(hearing.seed_of(rule.name))
     found = {
-        "pgd": own.attack_pgd(white, box, otherwise, restarts=2, **shared),
-        "apgd": own.attack_apgd(white, box, otherwise, restarts=0, loss=own.cross_entropy, **shared),
-        "random search": own.attack_by_search(
-            black, box, otherwise, queries=4 * rule.steps, generator=shared["generator"]
-        ),
+        "pgd": own.attack_pgd(white, box, otherwise, steps=steps, restarts=2, generator=dice),
+        "apgd": own.attack_apgd(white, box, otherwise, steps=steps, restarts=0, generator=dice, loss=own.cross_entropy),
+        "random search": own.attack_by_search(black, box, otherwise, queries=4 * steps, generator=dice),
     }
     return {name: vectors.numpy() for name, vectors in found.items()}

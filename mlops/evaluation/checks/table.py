@@ -7,14 +7,23 @@ from typing import Any
 
 from mlops.evaluation.checks import (
     artefact,
+    attributes,
     backdoor,
     behaviour,
     champion,
     evasion,
     explainability,
+    explained_membership,
+    exposure,
+    extraction,
     fairness,
+    forced,
+    inversion,
+    library_membership,
     membership,
+    poisoning,
     quality,
+    weak_slices,
 )
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.incident_cases import check_incidents
@@ -46,4 +55,14 @@ CHECKS: dict[str, Callable[[Any, Hearing], Findings]] = {
     "attribution": explainability.check_attribution,
     "arbitrary-decisions": explainability.check_arbitrary_decisions,
     "backdoor": backdoor.check_backdoor,
+    "weak-slices": weak_slices.check_weak_slices,
+    "forced": forced.check_forced,
+    "poisoning": poisoning.check_poisoning,
+    "extraction": extraction.check_extraction,
+    "latency": artefact.check_latency,
+    "attribute-inference": attributes.check_attribute_inference,
+    "exposure": exposure.check_exposure,
+    "inversion": inversion.check_inversion,
+    "explanation-membership": explained_membership.check_explanation_membership,
+    "library-membership": library_membership.check_library_membership,
 }

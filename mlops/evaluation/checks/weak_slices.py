@@ -47,7 +47,11 @@ def check_weak_slices(rule: WeakSlicesRule, hearing: Hearing) -> Findings:
     spelled = _spell(tree.tree_, worst, names=names, values=values)
     claim = claim_at_least(spelled, inside, minimum=rule.minimum, alpha=hearing.policy.alpha)
     table = [
-        {"slice": _spell(tree.tree_, leaf, names=names, values=values), "accuracy": float(right.mean()), "n": right.size}
+        {
+            "slice": _spell(tree.tree_, leaf, names=names, values=values),
+            "accuracy": float(right.mean()),
+            "n": right.size,
+        }
         for _, leaf, right in found[:SHOWN]
     ]
     return Findings((claim,), {"weak_slices": table})

@@ -17,8 +17,9 @@ from mlops.evaluation.checks import fairness, quality
 from mlops.evaluation.checks.table import CHECKS
 from mlops.evaluation.gate import judge_hearing
 from mlops.evaluation.hearing import Hearing
-from mlops.evaluation.policy import Change, Policy
+from mlops.evaluation.policy import Policy
 from mlops.evaluation.rows import MISSING, Rows, rows_of_table
+from mlops.evaluation.surface_rules import Change
 from mlops.evaluation.verdicts import GateResult, NotEvaluableError, Verdict
 from mlops.specs import parse_spec
 from mlops.training.contract import make_contract

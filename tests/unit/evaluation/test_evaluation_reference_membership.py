@@ -48,7 +48,7 @@ def test_the_attack_finds_members_that_the_bare_loss_hides() -> None:
 def test_members_of_uneven_rows_are_found_by_the_likelihood_ratio() -> None:
     audit = pool(leak=0.6)
     reverse = dataclasses.replace(audit, membership=~audit.membership)
-    for score in (membership.log_ratio_scores, membership.likelihood_ratio_scores):
+    for score in membership.SCORES:
         inside = score(audit.target, audit.references, audit.membership)
         assert roc.area_with_error(inside[audit.is_member], inside[~audit.is_member])[0] > 0.7
     turned = membership.likelihood_ratio_scores(reverse.target, reverse.references, reverse.membership)
