@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from mlops.evaluation import attributions
 from mlops.evaluation.attack_surface import Surface, plan_surface
 from mlops.evaluation.judged import JudgedModel
-from mlops.evaluation.policy import Change
 from mlops.evaluation.rows import Rows
+from mlops.evaluation.surface_rules import Change
 from mlops.training.contract import ColumnLike
 
 DRAWS = 200

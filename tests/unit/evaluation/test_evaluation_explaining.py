@@ -7,7 +7,7 @@ import torch
 from mlops.evaluation import planted
 from mlops.evaluation.explaining import Explanation, explain_row
 from mlops.evaluation.influence import measure_influence
-from mlops.evaluation.policy import Change
+from mlops.evaluation.surface_rules import Change
 from mlops.evaluation.twins import Twin
 from mlops.evaluation.verdicts import NotEvaluableError
 from mlops.training.audit_pool import AuditMatrix
