@@ -35,13 +35,17 @@ def push(reference: str, target: str, *, dry_run: bool, as_json: bool) -> None:
     from mlops.serving.inventory import take_inventory
     from mlops.serving.oci_layout import ImageLayout
     from mlops.serving.oci_registry import RegistryClient, parse_registry_reference
+    from mlops.serving.pushed_images import record_push
     from mlops.serving.sbom import MEDIA_TYPE, render_sbom
 
-    places = open_project().places
+    project = open_project()
+    places = project.places
     stored, named = find_image(places.images, reference), parse_registry_reference(target)
     if dry_run:
         click.echo(f"would push {stored.reference} ({stored.digest}) to {target}")
         return
+    with project.ledger.write() as transaction:
+        record_push(transaction, stored.digest, named)
     client = RegistryClient(named.registry, named.repository)
     pushed = push_image(places.images, stored.digest, target=named, client=client, say=_say)
     size = ImageLayout(places.images).blob_path(stored.digest).stat().st_size

@@ -15,6 +15,7 @@ import sqlite3
 import struct
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -169,7 +170,10 @@ def _open_safetensors(content: bytes, place: str) -> Iterator[Leaf]:
 
 
 def _open_numpy(content: bytes, place: str) -> Iterator[Leaf]:
-    yield Leaf(f"{place}!values", np.load(io.BytesIO(content), allow_pickle=False))
+    if b"'|O" in content[:1_024].partition(b"\n")[0]:
+        return  # a pickle, which is never loaded; its bytes are searched as they are
+    with warnings.catch_warnings(action="ignore"):  # files of Python 2 are read with a complaint
+        yield Leaf(f"{place}!values", np.load(io.BytesIO(content), allow_pickle=False))
 
 
 def _open_sqlite(content: bytes, place: str) -> Iterator[Leaf | Undecoded]:

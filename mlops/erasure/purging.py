@@ -24,11 +24,12 @@ from mlops.deploy.runtimes import list_runtimes
 from mlops.deploy.site import Site
 from mlops.erasure.affected import Affected, find_pinned
 from mlops.errors import MlopsError
-from mlops.evaluation.store import purge_result
+from mlops.evaluation.store import purge_findings, purge_result
 from mlops.project.opening import Project
 from mlops.provenance.lineage import walk_back
 from mlops.registry.mlflow_purge import purge_mlflow
 from mlops.serving.oci_layout import ImageLayout
+from mlops.serving.pushed_images import delete_pushed, list_pushed
 from mlops.serving.runtime import Runtime
 from mlops.training.checkpoints import purge_sweep
 from mlops.training.step_export import purge_candidate
@@ -165,6 +166,19 @@ def _sweep_images(it: _Purge) -> Iterator[Receipt]:
         yield Receipt("images", what, image, is_gone, "" if image in freed else "was not here")
 
 
+def _sweep_registries(it: _Purge) -> Iterator[Receipt]:
+    with it.project.ledger.read() as connection:
+        copies = list_pushed(connection, it.affected.images)
+    for copy in copies:
+        store = f"registry {copy.registry}"
+        try:
+            remark = delete_pushed(copy)
+        except MlopsError as error:
+            yield Receipt(store, f"image in {copy.repository}", copy.image, False, error.message)
+            continue
+        yield Receipt(store, f"image in {copy.repository}", copy.image, True, remark)
+
+
 def _sweep_mlflow(it: _Purge) -> Iterator[Receipt]:
     models = [(model.product, model.number) for model in it.affected.models]
     runs = [sweep.run_id for sweep in it.affected.sweeps] + [trial.run_id for trial in it.affected.trials]
@@ -190,6 +204,8 @@ def _sweep_evidence(it: _Purge) -> Iterator[Receipt]:
     for digest in it.affected.evidence:
         was_here = purge_result(it.project.places, digest)
         yield Receipt("evidence", "gate result and plots", digest, True, "" if was_here else "was not here")
+    if it.affected.candidates and purge_findings(it.project.places):
+        yield Receipt("evidence", "kept findings of checks", "", True, "they are found anew when they are needed")
 
 
 def _sweep_shards(it: _Purge) -> Iterator[Receipt]:
@@ -231,8 +247,8 @@ def _sweep_raw(it: _Purge) -> Iterator[Receipt]:
 
 
 _STORES: dict[str, Callable[[_Purge], Iterator[Receipt]]] = {
-    "environments": _sweep_environments, "runtimes": _sweep_runtimes, "images": _sweep_images,
-    "mlflow": _sweep_mlflow, "candidates": _sweep_candidates, "checkpoints": _sweep_checkpoints,
+    "environments": _sweep_environments, "runtimes": _sweep_runtimes, "registries": _sweep_registries,
+    "images": _sweep_images, "mlflow": _sweep_mlflow, "candidates": _sweep_candidates, "checkpoints": _sweep_checkpoints,
     "evidence": _sweep_evidence, "dvc": _sweep_shards, "raw": _sweep_raw,
 }  # fmt: skip
 """In this order: first what could serve again, the rows themselves last."""

@@ -57,6 +57,15 @@ def find_newest(places: Places, *, product: str) -> Path | None:
     return max(found, default=(0, None))[1]
 
 
+def purge_findings(places: Places) -> bool:
+    """Drop what checks found, kept by digest for the next run of a gate; says whether there was anything.
+
+    Raises:
+        EnvironmentFault: They cannot be removed.
+    """
+    return remove_tree(places.cache / "checks")
+
+
 def purge_result(places: Places, digest: str) -> bool:
     """Remove the files of one result, plots and tables with them; its signed record stays. Says whether any was there.
 

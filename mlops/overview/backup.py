@@ -38,7 +38,17 @@ FORMAT = 1
 INDEX = "backup.json"
 LEDGER = "ledger.sqlite"
 MLFLOW = "mlflow/mlflow.sqlite"
-FOLDERS = ("mlflow/artifacts", "mlflow/spool", "candidates", "evidence", "attestations", "keys", "tombstones", "images")
+FOLDERS = (
+    "mlflow/artifacts",
+    "mlflow/spool",
+    "candidates",
+    "evidence",
+    "attestations",
+    "keys",
+    "tombstones",
+    "certificates",
+    "images",
+)
 """Below `.mlops/`; images are named last, so that whoever reads their index finds all blobs."""
 OBJECTS = "dvc-objects"
 """Manifests and schemas of dataset versions, which hold no rows: they tell whom an old model was trained on."""

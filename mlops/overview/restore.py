@@ -222,7 +222,10 @@ def _move_folders(project: Project, scratch: Path, index: dict[str, Any]) -> Non
         (scratch / MLFLOW).replace(places.state / MLFLOW)
     for name in (*FOLDERS, "checkpoints"):
         if name == "tombstones":
-            continue  # joined, never replaced
+            continue  # joined before
+        if name == "certificates":
+            _join(scratch / name, places.state / name)
+            continue
         remove_tree(places.state / name)
         if (scratch / name).is_dir():
             (places.state / name).parent.mkdir(parents=True, exist_ok=True)
@@ -230,6 +233,14 @@ def _move_folders(project: Project, scratch: Path, index: dict[str, Any]) -> Non
     if places.keys_folder.is_dir():
         places.keys_folder.chmod(0o700)
     _restore_objects(project, scratch / OBJECTS)
+
+
+def _join(source: Path, target: Path) -> None:
+    """Add what is missing; what the project has is newer."""
+    for path in source.glob("*") if source.is_dir() else ():
+        if not (target / path.name).exists():
+            target.mkdir(parents=True, exist_ok=True)
+            path.replace(target / path.name)
 
 
 def _restore_objects(project: Project, folder: Path) -> None:

@@ -148,6 +148,24 @@ class RegistryClient:
             raise ServingError(f"{self.registry} sent another manifest than {target}: refused")
         return reply.body
 
+    def delete_manifest(self, digest: str) -> None:
+        """Delete a manifest and every tag that means it; no error when there is none.
+
+        Raises:
+            ServingError: The registry does not let clients delete, or stays away.
+        """
+        reply = self._ask("DELETE", f"manifests/{digest}", accepted=(200, 202, 404, 405), actions="pull,delete")
+        if reply.status == 405:
+            raise ServingError(
+                f"{self.registry} does not let clients delete {digest[:19]} from {self.repository}",
+                hint="allow deletion in the registry's settings, or delete it there",
+            )
+
+    def delete_blob(self, digest: str) -> bool:
+        """Delete a blob; False when the registry keeps blobs until it collects its garbage."""
+        reply = self._ask("DELETE", f"blobs/{digest}", accepted=(200, 202, 404, 405), actions="pull,delete")
+        return reply.status != 405
+
     def list_tags(self) -> tuple[str, ...]:
         """Every tag, page after page."""
         found: list[str] = []

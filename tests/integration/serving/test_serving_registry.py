@@ -18,6 +18,7 @@ from mlops.serving.image import build_image
 from mlops.serving.image_transfer import attach_evidence, pull_image, push_image
 from mlops.serving.oci_layout import CONFIG_TYPE, MANIFEST_TYPE, ImageLayout
 from mlops.serving.oci_registry import RegistryClient, parse_registry_reference
+from mlops.serving.pushed_images import PushedCopy, delete_pushed
 from mlops.serving.registry_credentials import Credentials, find_credentials
 
 # bcrypt of "opensesame"
@@ -305,3 +306,28 @@ def test_a_credential_helper_is_asked(tmp_path, monkeypatch):
     assert find_credentials("example.org", environment=environment) == Credentials("example.org", "s")
     with pytest.raises(ServingError, match="'absent', which is not installed"):
         find_credentials("other.org", environment=environment)
+
+
+@pytest.mark.system
+def test_a_pushed_image_is_taken_back_with_what_refers_to_it_and_its_own_blobs_only(bakery, port, tmp_path):
+    layout, digest = bakery.request.layout, bakery.built.digest
+    store = ImageLayout(layout)
+    manifest = store.read_manifest(digest)
+    shared = manifest["layers"][0]["digest"]
+    other = {**manifest, "layers": manifest["layers"][:1], "annotations": {}}
+    kept = store.put_image(other, reference="income:other", annotations={})
+    client = _client(port, "taken")
+    for image, tag in ((digest, "1"), (kept, "2")):
+        push_image(layout, image, target=_reference(port, tag, "taken"), client=client)
+    size = store.blob_path(digest).stat().st_size
+    evidence = attach_evidence(b"{}", media_type="application/x", image=digest, image_size=size, client=client,
+                               annotations={}, scratch=tmp_path)  # fmt: skip
+    copy = PushedCopy(digest, f"127.0.0.1:{port}", "taken")
+    assert delete_pushed(copy) == ""
+    assert client.pull_manifest(digest) is None and client.pull_manifest(evidence) is None
+    assert client.pull_manifest("2") is not None and client.has_blob(shared)
+    assert not client.has_blob(manifest["layers"][-1]["digest"])
+    assert delete_pushed(copy) == "was not there"
+    with pytest.raises(ServingError, match="failed 5 times"):
+        delete_pushed(PushedCopy(digest, "127.0.0.1:9", "taken"), make_client=lambda registry, repository: _client(9))
+    store.remove_images({kept})
