@@ -6,7 +6,7 @@ Leaves to others: carrying them (mlops/training/ray_group, mlops/training/local_
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -83,6 +83,8 @@ class Usage:
     busy_us: int
     data_wait_us: int
     peak_memory_bytes: int = 0
+    growth_bytes: int = 0
+    """Memory of the worker's own that it holds more than right after its start."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Ended:
     trial: int
     attempt: int
     outcome: str
-    """`complete`, `pruned`, `yielded`, `failed` (the trainer's fault) or `lost` (the group's)."""
+    """`complete`, `pruned`, `yielded`, `failed` (the trainer's fault) or `lost` (the group's, or the storage's)."""
     usage: Usage
     weights_file: str = ""
     weights_sha256: str = ""
@@ -117,9 +119,28 @@ class Gone:
 
     group: str
     reason: str
+    is_preemption: bool = False
+    """Its machine was taken away; counted apart from failures."""
 
 
-Event = Reported | Ended | Ready | Gone
+@dataclass(frozen=True)
+class Progressed:
+    """A trial has done steps since it was last heard of."""
+
+    group: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """A group's machine will be taken away: a drained node, a spot notice."""
+
+    group: str
+    seconds: float
+    """Until then."""
+    reason: str
+
+
+Event = Reported | Ended | Ready | Gone | Progressed | Notice
 
 
 @dataclass(frozen=True)
@@ -164,6 +185,22 @@ class Crew(Protocol):
         """
         ...
 
+    def likeness(self, shape: GroupShape) -> str:
+        """Digest of all that a kept group must have in common with one of this crew; empty: groups are not kept."""
+        ...
+
+    def adopt_group(self, name: str, *, shape: GroupShape, until_us: int) -> bool:
+        """Take over the kept group of that name; as `start_group` when True, and nothing of it lives when False."""
+        ...
+
+    def keep_group(self, name: str, *, until_us: int) -> bool:
+        """Let go of a group without a trial whose workers wait until then for another crew; False when it is broken."""
+        ...
+
+    def end_left_over(self, names: Iterable[str]) -> None:
+        """End what still lives of groups whose driver died."""
+        ...
+
     def extend(self, name: str, *, until_us: int) -> None:
         """Move the time at which a group's workers exit, on the driver's monotonic clock."""
         ...
@@ -174,6 +211,10 @@ class Crew(Protocol):
 
     def answer(self, name: str, answer: Answer) -> None:
         """Let a trial that reported go on, or not."""
+        ...
+
+    def ask_yield(self, name: str) -> None:
+        """Let a group's trial commit a checkpoint at its next step and end as `yielded`."""
         ...
 
     def stop_group(self, name: str) -> None:

@@ -155,7 +155,15 @@ def open_ray_crew(
             )
         say(f"Ray with {cpus:g} CPUs")
         recipe = SourceRecipe(version, str(places.cache / "shards"))
-        crew = RayCrew(WorkerSetup(source=recipe, keys_folder=str(places.keys_folder)))
+        likeness = digest_json(
+            {
+                "project": str(places.root),
+                "dataset": version.digest,
+                "lock": digest_file(places.lock_file) if places.lock_file.is_file() else "",
+                "code": digest_code(*WORKER_CODE, "mlops.training.ray_worker", "mlops.training.watchdog"),
+            }
+        )
+        crew = RayCrew(WorkerSetup(source=recipe, keys_folder=str(places.keys_folder)), likeness=likeness)
         try:
             yield crew
         finally:

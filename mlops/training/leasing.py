@@ -92,6 +92,21 @@ def renew_if_due(leases: Leases, group: GroupLease, *, spec: SweepSpec, clock: C
     return True
 
 
+def shorten_group(leases: Leases, group: GroupLease, *, seconds: float, clock: Clock) -> int | None:
+    """Pay for so long from now and no longer; until when on this process's clock, or None when it is refused."""
+    now_us = clock.monotonic_us()
+    answer = leases.renew(
+        group.lease.lease_id,
+        fencing_token=group.lease.fencing_token,
+        window_seconds=seconds,
+        key=f"{group.lease.lease_id}:keep",
+    )
+    if isinstance(answer, Refusal):
+        return None
+    group.lease, group.until_us = answer, now_us + round(seconds * SECOND_US)
+    return group.until_us
+
+
 def settle_group(leases: Leases, lease_id: str, *, fencing_token: int, ended_us: int | None) -> None:
     """End a lease; one that has expired meanwhile was charged to its expiry already, which is no fault."""
     leases.settle(lease_id, fencing_token=fencing_token, ended_us=ended_us, key=f"{lease_id}:settle")

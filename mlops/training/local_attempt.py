@@ -23,7 +23,15 @@ class LocalChannel:
     say: Callable[[str], None] = lambda line: None
     yield_after: int | None = None
     """Epochs after which the attempt is asked to yield."""
+    yield_at_step: int | None = None
+    """Step, counted from 1 over all batches, at which it is asked to yield."""
+    steps: int = 0
     reports: list[dict[str, float]] = field(default_factory=list)
+
+    def step(self) -> bool:
+        """See `mlops.training.worker.Channel`."""
+        self.steps += 1
+        return self.yield_at_step == self.steps
 
     def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
         """See `mlops.training.worker.Channel`."""

@@ -124,8 +124,8 @@ def _take(
         crew.answer(name, Answer.CONTINUE)
     elif isinstance(event, Gone):
         raise TrainingError(f"the worker group of trial {request.number} was lost: {event.reason}")
-    elif event.outcome != "complete":
-        raise TrainingError(f"trial {request.number} ended as {event.outcome}: {event.reason}")
-    else:
+    elif isinstance(event, Ended):
+        if event.outcome != "complete":
+            raise TrainingError(f"trial {request.number} ended as {event.outcome}: {event.reason}")
         return event
     return None

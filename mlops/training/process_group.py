@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,6 +60,21 @@ class ProcessCrew:
         for rank, process in enumerate(processes):
             threading.Thread(target=self._hear, args=(name, rank, process), daemon=True).start()
 
+    def likeness(self, shape: GroupShape) -> str:
+        """See `Crew`; these workers end with their driver."""
+        return ""
+
+    def adopt_group(self, name: str, *, shape: GroupShape, until_us: int) -> bool:
+        """See `Crew`."""
+        return False
+
+    def keep_group(self, name: str, *, until_us: int) -> bool:
+        """See `Crew`."""
+        return False
+
+    def end_left_over(self, names: Iterable[str]) -> None:
+        """See `Crew`; they ended with their driver."""
+
     def extend(self, name: str, *, until_us: int) -> None:
         """See `Crew`; processes of one machine share the monotonic clock."""
         self._tell(name, {"extend": until_us})
@@ -71,6 +87,12 @@ class ProcessCrew:
     def answer(self, name: str, answer: Answer) -> None:
         """See `Crew`."""
         self._tell(name, {"answer": int(answer)}, ranks=(0,))
+
+    def ask_yield(self, name: str) -> None:
+        """See `Crew`."""
+        task = self._groups[name].task if name in self._groups else None
+        if task is not None:
+            self._tell(name, {"yield": [task.trial, task.attempt]})
 
     def stop_group(self, name: str) -> None:
         """See `Crew`."""

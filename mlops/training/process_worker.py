@@ -1,7 +1,8 @@
 """One worker as a plain process: what a Ray actor does, told by lines of JSON on standard input.
 
 `python -m mlops.training.process_worker SETUP.json`, started by process_group.py, confined from its first instruction.
-In: `{"extend": until_us}`, `{"task": {…}}`, `{"answer": n}`. Out: `{"ready": device}`, `{"report": [epoch, metrics]}`
+In: `{"extend": until_us}`, `{"task": {…}}`, `{"answer": n}`,
+`{"yield": [trial, attempt]}`. Out: `{"ready": device}`, `{"report": [epoch, metrics]}`
 (rank 0), `{"ended": {…}}`. It ends when its input ends, so that it cannot outlive its driver.
 Leaves to others: training (ray_worker.WorkerActor, which needs no Ray for this; worker.py).
 """
@@ -54,6 +55,8 @@ def _listen(actor: WorkerActor, heard: TextIO, say: _Sayer, rank: int) -> None:
         message = json.loads(line)
         if "extend" in message:
             actor.extend(int(message["extend"]))
+        elif "yield" in message:
+            actor.ask_yield(*message["yield"])
         elif "answer" in message:
             answers["last"] = int(message["answer"])
             threading.Thread(target=_pass_report, args=(actor, say, answers["last"]), daemon=True).start()

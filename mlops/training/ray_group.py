@@ -9,9 +9,11 @@ and stop groups (mlops/training/sweep_driver).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import psutil
@@ -20,11 +22,31 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mlops.clock import SECOND_US
-from mlops.training.attempt import Answer, AttemptTask, Ended, Event, Gone, GroupShape, Ready, Reported, Usage
+from mlops.provenance.digest import digest_json
+from mlops.training.attempt import (
+    Answer,
+    AttemptTask,
+    Ended,
+    Event,
+    Gone,
+    GroupShape,
+    Notice,
+    Progressed,
+    Ready,
+    Reported,
+    Usage,
+)
+from mlops.training.ray_nodes import find_draining_nodes, is_node_loss
 from mlops.training.ray_worker import WorkerSetup, make_actor_class
 
 STRAGGLER_SECONDS = 20.0
 """When one worker of an attempt has ended, the others must end within this, or the group is given up."""
+ADOPT_SECONDS = 10.0
+"""A kept group answers within this, or a new one is started."""
+KEEP_SECONDS = 5.0
+LOOK_SECONDS = 2.0
+"""So often the driver asks how far trials are, and which nodes are drained."""
+_BAD = ("failed", "lost")
 
 
 @dataclass
@@ -44,22 +66,29 @@ class _Group:
     task: AttemptTask | None = None
     results: dict[int, Any] = field(default_factory=dict)
     first_end_us: int = 0
+    nodes: set[str] = field(default_factory=set)
+    steps: int = 0
+    is_draining: bool = False
+    is_joined: bool = False
+    """It was kept by another driver, process group and all."""
 
 
 class RayCrew:
     """Worker groups of one driver; implements `Crew`."""
 
-    def __init__(self, setup: WorkerSetup) -> None:
+    def __init__(self, setup: WorkerSetup, *, likeness: str = "") -> None:
         self._setup = setup
+        self._likeness = likeness
         self._groups: dict[str, _Group] = {}
         self._waiting: dict[Any, tuple[str, str, int]] = {}
         """Reference to (group, what, rank)."""
         self._queued: list[Event] = []
+        self._looked_us = 0
 
     def start_group(self, name: str, *, shape: GroupShape, until_us: int, start_deadline_seconds: float) -> None:
         """See `Crew`."""
         bundle = _bundle(shape)
-        placement = placement_group([bundle] * shape.workers, strategy="PACK")
+        placement = placement_group([bundle] * shape.workers, strategy="PACK", name=name, lifetime="detached")
         actor_class = make_actor_class()
         strategy = PlacementGroupSchedulingStrategy(placement_group=placement)
         actors = [
@@ -70,8 +99,10 @@ class RayCrew:
                 scheduling_strategy=strategy,
                 max_concurrency=4,
                 max_restarts=0,
-            ).remote(self._setup, (until_us - _now_us()) // 1)
-            for _ in range(shape.workers)
+                name=_actor_name(name, rank),
+                lifetime="detached",  # so that it can be kept for the next sweep; its watchdog ends it when unpaid
+            ).remote(self._setup, until_us - _now_us())
+            for rank in range(shape.workers)
         ]
         now_us = _now_us()
         limit_us = now_us + round(start_deadline_seconds * SECOND_US)
@@ -79,6 +110,51 @@ class RayCrew:
         self._groups[name] = group
         for rank, actor in enumerate(actors):
             self._waiting[actor.describe.remote()] = (name, "describe", rank)
+
+    def likeness(self, shape: GroupShape) -> str:
+        """See `Crew`."""
+        return digest_json({"setup": self._likeness, "shape": asdict(shape)}) if self._likeness else ""
+
+    def adopt_group(self, name: str, *, shape: GroupShape, until_us: int) -> bool:
+        """See `Crew`."""
+        try:
+            actors = [ray.get_actor(_actor_name(name, rank)) for rank in range(shape.workers)]
+            placement = ray.util.get_placement_group(name)
+        except ValueError:  # one of its workers, or the whole cluster, ended meanwhile
+            self.end_left_over([name])
+            return False
+        now_us = _now_us()
+        limit_us = now_us + round(ADOPT_SECONDS * SECOND_US)
+        group = _Group(name, placement, actors, shape, until_us, now_us, limit_us, is_joined=True)
+        self._groups[name] = group
+        for rank, actor in enumerate(actors):
+            actor.extend_by.remote(until_us - now_us)
+            self._waiting[actor.describe.remote()] = (name, "describe", rank)
+        return True
+
+    def keep_group(self, name: str, *, until_us: int) -> bool:
+        """See `Crew`."""
+        group = self._groups.get(name)
+        if group is None or group.task is not None or not group.device:
+            return False
+        try:
+            ray.get([actor.extend_by.remote(until_us - _now_us()) for actor in group.actors], timeout=KEEP_SECONDS)
+        except (ray.exceptions.RayError, ray.exceptions.GetTimeoutError):
+            return False
+        self._groups.pop(name)
+        self._waiting = {ref: what for ref, what in self._waiting.items() if what[0] != name}
+        return True
+
+    def end_left_over(self, names: Iterable[str]) -> None:
+        """See `Crew`."""
+        for name in names:
+            for rank in itertools.count():
+                try:
+                    ray.kill(ray.get_actor(_actor_name(name, rank)), no_restart=True)
+                except ValueError:
+                    break  # no worker of this rank
+            with contextlib.suppress(ValueError):
+                remove_placement_group(ray.util.get_placement_group(name))
 
     def extend(self, name: str, *, until_us: int) -> None:
         """See `Crew`."""
@@ -102,6 +178,13 @@ class RayCrew:
         group = self._groups.get(name)
         if group is not None:
             self._waiting[group.actors[0].next_report.remote(int(answer))] = (name, "report", 0)
+
+    def ask_yield(self, name: str) -> None:
+        """See `Crew`."""
+        group = self._groups.get(name)
+        if group is not None and group.task is not None:
+            for actor in group.actors:
+                actor.ask_yield.remote(group.task.trial, group.task.attempt)
 
     def stop_group(self, name: str) -> None:
         """See `Crew`."""
@@ -147,14 +230,13 @@ class RayCrew:
         try:
             value = ray.get(reference)
         except ray.exceptions.RayError as error:
-            self._give_up(group, _explain(error, rank=rank))
+            self._give_up(group, _explain(error, rank=rank), is_preemption=is_node_loss(error))
             return
         except Exception as error:  # raised by our own code in the worker
             self._give_up(group, f"worker {rank}: {type(error).__name__}: {error}")
             return
-        {"describe": self._described, "join": self._joined, "report": self._reported, "run": self._ran}[what](
-            group, rank, value
-        )
+        taken = {"describe": self._described, "join": self._joined, "report": self._reported, "run": self._ran}
+        {**taken, "progress": self._progressed}[what](group, rank, value)
 
     def _described(self, group: _Group, rank: int, value: Any) -> None:
         group.results[rank] = (value, _now_us())
@@ -162,9 +244,13 @@ class RayCrew:
             return
         ordered = [group.results[rank] for rank in range(group.shape.workers)]
         group.pids = [(worker.node, worker.pid) for worker, _ in ordered]
+        group.nodes = {worker.ray_node for worker, _ in ordered}
         group.offsets = [worker.now_us - heard_us for worker, heard_us in ordered]
         first = ordered[0][0]
         group.results = {}
+        if group.is_joined:
+            self._is_ready(group, first.device)
+            return
         for other, actor in enumerate(group.actors):
             reference = actor.join.remote(f"tcp://{first.address}:{first.port}", other, group.shape.workers)
             self._waiting[reference] = (group.name, "join", other)
@@ -172,13 +258,22 @@ class RayCrew:
     def _joined(self, group: _Group, rank: int, value: Any) -> None:
         group.results[rank] = value
         if len(group.results) == group.shape.workers:
-            group.device, group.results, group.start_limit_us = str(value), {}, 0
-            self._queued.append(Ready(group.name, group.device, start_us=_now_us() - group.started_us))
+            group.results = {}
+            self._is_ready(group, str(value))
+
+    def _is_ready(self, group: _Group, device: str) -> None:
+        group.device, group.start_limit_us = device, 0
+        self._queued.append(Ready(group.name, device, start_us=_now_us() - group.started_us))
 
     def _reported(self, group: _Group, rank: int, value: Any) -> None:
         if value is not None and group.task is not None:
             epoch, metrics = value
             self._queued.append(Reported.of(group.name, group.task, epoch=epoch, numbers=metrics))
+
+    def _progressed(self, group: _Group, rank: int, value: Any) -> None:
+        if value != group.steps:
+            group.steps = value
+            self._queued.append(Progressed(group.name))
 
     def _ran(self, group: _Group, rank: int, value: Any) -> None:
         group.results[rank] = value
@@ -190,14 +285,15 @@ class RayCrew:
         task, results = group.task, group.results
         assert task is not None
         # The one with a reason first: when one worker failed, what the others say follows from it.
-        worst = min(results.values(), key=lambda result: (result.outcome != "failed", not result.reason))
+        worst = min(results.values(), key=lambda result: (result.outcome not in _BAD, not result.reason))
         of_first = results.get(0, worst)
         usage = Usage(
             busy_us=max(result.usage.busy_us for result in results.values()),
             data_wait_us=max(result.usage.data_wait_us for result in results.values()),
             peak_memory_bytes=max(result.usage.peak_memory_bytes for result in results.values()),
+            growth_bytes=max(result.usage.growth_bytes for result in results.values()),
         )
-        chosen = worst if worst.outcome == "failed" else of_first
+        chosen = worst if worst.outcome in _BAD else of_first
         group.task, group.results, group.first_end_us = None, {}, 0
         self._waiting = {ref: what for ref, what in self._waiting.items() if what[:2] != (group.name, "report")}
         self._queued.append(
@@ -212,11 +308,14 @@ class RayCrew:
                 reason=chosen.reason,
             )
         )
-        if chosen.outcome == "failed" or is_broken:
+        if chosen.outcome in _BAD or is_broken:
             self._give_up(group, "given up after its trial failed")  # what the trainer left behind is unknown
 
     def _look_at_clocks(self) -> None:
         now_us = _now_us()
+        if now_us - self._looked_us > LOOK_SECONDS * SECOND_US:
+            self._looked_us = now_us
+            self._look_at_groups()
         for group in list(self._groups.values()):
             if group.start_limit_us and now_us > group.start_limit_us:
                 self._give_up(group, "no place for all its workers before the deadline")
@@ -225,14 +324,27 @@ class RayCrew:
             elif group.first_end_us and now_us - group.first_end_us > SECOND_US and _has_failed(group):
                 self._end_attempt(group, is_broken=True)  # the others hang in a collective
 
-    def _give_up(self, group: _Group, reason: str) -> None:
+    def _look_at_groups(self) -> None:
+        """Ask how far trials are, and whether the cluster takes a group's machine away."""
+        asked = {name for name, what, _ in self._waiting.values() if what == "progress"}
+        for group in self._groups.values():
+            if group.task is not None and group.name not in asked:
+                self._waiting[group.actors[0].progress.remote()] = (group.name, "progress", 0)
+        draining = find_draining_nodes() if self._groups else {}
+        for group in self._groups.values():
+            left = [draining[node] for node in group.nodes if node in draining]
+            if left and not group.is_draining:
+                group.is_draining = True
+                self._queued.append(Notice(group.name, min(left), "its node is drained"))
+
+    def _give_up(self, group: _Group, reason: str, *, is_preemption: bool = False) -> None:
         self._waiting = {ref: what for ref, what in self._waiting.items() if what[0] != group.name}
         group.start_limit_us, group.first_end_us = 0, 0
-        self._queued.append(Gone(group.name, reason))
+        self._queued.append(Gone(group.name, reason, is_preemption=is_preemption))
 
 
 def _has_failed(group: _Group) -> bool:
-    return any(result.outcome == "failed" for result in group.results.values())
+    return any(result.outcome in _BAD for result in group.results.values())
 
 
 def _bundle(shape: GroupShape) -> dict[str, float]:
@@ -242,6 +354,10 @@ def _bundle(shape: GroupShape) -> dict[str, float]:
     if shape.accelerator_kind.startswith("tpu"):
         return {"CPU": 1.0, shape.accelerator_kind: shape.accelerators_per_worker}
     return {"CPU": 1.0, "GPU": shape.accelerators_per_worker}
+
+
+def _actor_name(group: str, rank: int) -> str:
+    return f"{group}.{rank}"
 
 
 def _now_us() -> int:

@@ -14,18 +14,22 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from mlops.provenance.confinement import confine
 from mlops.training.attempt import Answer, AttemptTask, BatchSource
-from mlops.training.watchdog import Watchdog
+from mlops.training.watchdog import EXIT_UNPAID, Watchdog
 
 if TYPE_CHECKING:
     from mlops.training.worker import AttemptResult
 
 JOIN_SECONDS = 60.0
+LEAVE_SECONDS = 0.5
+"""How long a worker whose lease ended tries to give its place back."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class WorkerPlace:
     """Free on rank 0, for the rendezvous."""
     now_us: int
     """Its monotonic clock."""
+    device: str = ""
+    """`cpu` or `cuda`, once it has joined its group."""
+    ray_node: str = ""
 
 
 class WorkerActor:
@@ -71,7 +78,7 @@ class WorkerActor:
         self._keys_folder = Path(setup.keys_folder)
         self._confined = threading.local()
         self._confine_thread()  # before any other thread starts: those inherit it
-        self._watchdog = Watchdog(time.monotonic_ns() // 1_000 + seconds_us)
+        self._watchdog = Watchdog(time.monotonic_ns() // 1_000 + seconds_us, end=_leave)
         os.environ.update(ORT_DISABLE_TELEMETRY="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
         import torch  # after the environment is set; costs two seconds, once per warm worker
 
@@ -81,7 +88,8 @@ class WorkerActor:
         self._source = setup.source.open()
         self._reports: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
         self._answers: queue.Queue[int] = queue.Queue()
-        self._rank, self._world_size, self._device = 0, 1, "cpu"
+        self._steps, self._running, self._asked, self._baseline_bytes = 0, (-1, -1), (-2, -2), 0
+        self._rank, self._world_size, self._device, self._kind = 0, 1, "cpu", ""
 
     def describe(self) -> WorkerPlace:
         """Where it runs, and a free port."""
@@ -92,7 +100,9 @@ class WorkerActor:
         with socket.socket() as probe:
             probe.bind((address, 0))
             port = probe.getsockname()[1]
-        return WorkerPlace(os.uname().nodename, os.getpid(), address, port, time.monotonic_ns() // 1_000)
+        node, now_us = os.uname().nodename, time.monotonic_ns() // 1_000
+        ray_node = ray.get_runtime_context().get_node_id()
+        return WorkerPlace(node, os.getpid(), address, port, now_us, device=self._kind, ray_node=ray_node)
 
     def join(self, rendezvous: str, rank: int, world_size: int) -> str:
         """Meet the other workers; gives the kind of device found."""
@@ -115,13 +125,19 @@ class WorkerActor:
                 timeout=timedelta(seconds=JOIN_SECONDS),
             )
         gc.collect()
+        self._baseline_bytes = _own_memory_bytes()
         gc.freeze()  # libraries stay for good: collecting after each trial looks at what the trial left only
-        return "cuda" if has_gpu else "cpu"
+        self._kind = "cuda" if has_gpu else "cpu"
+        return self._kind
 
     def extend(self, until_us: int) -> None:
         """Move the deadline; the time is of this worker's monotonic clock."""
         self._confine_thread()  # Ray calls methods from threads of its own, and user code shares them
         self._watchdog.extend(until_us)
+
+    def extend_by(self, seconds_us: int) -> None:
+        """Move the deadline to so long from now: for a driver that does not know this worker's clock."""
+        self.extend(time.monotonic_ns() // 1_000 + seconds_us)
 
     def run(self, task: AttemptTask) -> AttemptResult:
         """One attempt, from fresh random state."""
@@ -129,8 +145,9 @@ class WorkerActor:
 
         self._confine_thread()
         self._drain()
+        self._running = (task.trial, task.attempt)
         try:
-            return run_attempt(
+            result = run_attempt(
                 task,
                 source=self._source,
                 channel=self,
@@ -139,9 +156,12 @@ class WorkerActor:
                 device=self._device,
             )
         finally:
+            self._running = (-1, -1)
             self._reports.put(None)
             gc.collect()
             self._empty_device_cache()
+        growth = max(0, _own_memory_bytes() - self._baseline_bytes)
+        return replace(result, usage=replace(result.usage, growth_bytes=growth))
 
     def next_report(self, answer: int | None) -> tuple[int, dict[str, float]] | None:
         """Give the answer to the last report; wait for the next one, or None at the attempt's end."""
@@ -149,6 +169,20 @@ class WorkerActor:
         if answer is not None:
             self._answers.put(answer)
         return self._reports.get()
+
+    def ask_yield(self, trial: int, attempt: int) -> None:
+        """Let this attempt yield at its next step."""
+        self._asked = (trial, attempt)
+
+    def progress(self) -> int:
+        """Steps done since the start of this worker."""
+        self._confine_thread()
+        return self._steps
+
+    def step(self) -> bool:
+        """The channel of `run_attempt`."""
+        self._steps += 1
+        return self._asked == self._running
 
     def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
         """The channel of `run_attempt`."""
@@ -171,6 +205,28 @@ class WorkerActor:
             import torch
 
             torch.cuda.empty_cache()
+
+
+def _own_memory_bytes() -> int:
+    """Without pages that are shared, such as decoded shards."""
+    memory = psutil.Process().memory_info()
+    return int(memory.rss - getattr(memory, "shared", 0))
+
+
+def _leave() -> None:
+    """End this process, and its group's place with it: the driver that would give it back may be dead."""
+    threading.Thread(target=_remove_placement, daemon=True).start()
+    time.sleep(LEAVE_SECONDS)
+    os._exit(EXIT_UNPAID)
+
+
+def _remove_placement() -> None:
+    import ray  # this process is a Ray worker
+
+    with contextlib.suppress(Exception):  # whatever it is: the process ends anyway
+        placement = ray.util.get_current_placement_group()
+        if placement is not None:
+            ray.util.remove_placement_group(placement)
 
 
 def make_actor_class() -> Any:

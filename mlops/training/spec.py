@@ -168,6 +168,14 @@ class SweepSpec(Spec):
     """A worker group that reports nothing for so long is taken as hung, ended and started again."""
     max_failures: int = Field(default=2, ge=0)
     """So often a trial is repeated after its group died; an error of the trainer is not repeated."""
+    max_preemptions: int = Field(default=20, ge=0)
+    """So often a trial is repeated after its machines were taken away."""
+    yield_deadline: Duration = 60.0
+    """A trial that is asked to yield has so long to commit a checkpoint; then its workers are ended."""
+    recycle_trials: int = Field(default=500, ge=1)
+    """A worker group is replaced after so many trials."""
+    recycle_mib: int = Field(default=1024, ge=1)
+    """A worker group is replaced when a worker's own memory has grown by so many MiB since its start."""
     checkpoint_epochs: int = Field(default=1, ge=1)
     audit_pool: int = Field(default=0, ge=0)
     """Training rows that each trial includes with probability 1/2, for the gate's privacy audit."""

@@ -1,4 +1,4 @@
-"""The ledger's rows of sweeps, trials, attempts, reports and the leases of worker groups (migration 0003).
+"""The ledger's rows of sweeps, trials, attempts, reports and the leases of worker groups (migrations 0003 and 0037).
 
 Plain reads and writes inside a transaction that the caller opened. Leaves to others: what they mean
 (mlops/training/sweep_book), leases themselves (mlops/budgets).
@@ -86,6 +86,16 @@ group_leases = sa.Table(
     sa.Column("accelerators", sa.Text, nullable=False),
     sa.Column("started_us", _BIG, nullable=False),
     sa.Column("ended_us", _BIG, nullable=True),
+)
+warm_groups = sa.Table(
+    "warm_groups",
+    metadata,
+    sa.Column("worker_group", sa.Text, primary_key=True),
+    sa.Column("likeness", sa.Text, nullable=False, index=True),
+    sa.Column("sweep_id", sa.Text, nullable=False),
+    sa.Column("lease_id", sa.Text, nullable=False),
+    sa.Column("fencing_token", _BIG, nullable=False),
+    sa.Column("until_us", _BIG, nullable=False),
 )
 
 RUNNING, COMPLETE, PRUNED, FAILED = "RUNNING", "COMPLETE", "PRUNED", "FAILED"

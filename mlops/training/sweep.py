@@ -133,7 +133,7 @@ def run_sweep(
         say(f"{request.sweep_id} is finished already: nothing to train")
         return found
     past = book.open(is_present=lambda trial: Path(trial.weights_file).is_file())
-    settle_left_over(book, leases)
+    left_over = settle_left_over(book, leases)
     task = DriverTask(
         trainer_file=request.trainer_file,
         trainer_digest=trainer.digest,
@@ -144,6 +144,7 @@ def run_sweep(
     )
     crew = open_crew()
     try:
+        crew.end_left_over(left_over)
         driver = SweepDriver(
             request.spec, task=task, book=book, crew=crew, leases=leases, clock=clock, ids=ids, say=say
         )
@@ -155,14 +156,15 @@ def run_sweep(
     return _conclude(book, request.spec, ended=ended)
 
 
-def settle_left_over(book: SweepBook, leases: Leases) -> None:
-    """Give back the leases of a driver that died: its workers died with it, or will by their own watchdogs."""
+def settle_left_over(book: SweepBook, leases: Leases) -> tuple[str, ...]:
+    """Give back the leases of a driver that died; gives its groups, whose workers may still wait for it."""
     with book.ledger.read() as connection:
         rows = sql_trials.list_group_leases(connection, book.sweep_id)
     for row in rows:
         if row.ended_us is None:
             ended_us = book.end_lease(row.lease_id)
             settle_group(leases, row.lease_id, fencing_token=row.fencing_token, ended_us=ended_us)
+    return tuple(row.worker_group for row in rows if row.ended_us is None)
 
 
 def load_trials(ledger: Ledger, sweep_id: str) -> tuple[TrialResult, ...]:

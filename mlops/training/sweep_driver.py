@@ -15,13 +15,26 @@ from typing import Any
 from mlops.clock import SECOND_US, Clock
 from mlops.errors import Reason, Refusal
 from mlops.ids import Ids
-from mlops.training.attempt import Answer, AttemptTask, Crew, Ended, Event, Gone, GroupShape, Ready, Reported, Usage
-from mlops.training.leasing import GroupLease, Leases, renew_if_due, reserve_group, settle_group
+from mlops.training.attempt import (
+    Answer,
+    AttemptTask,
+    Crew,
+    Ended,
+    Event,
+    Gone,
+    GroupShape,
+    Notice,
+    Ready,
+    Reported,
+    Usage,
+)
+from mlops.training.leasing import GroupLease, Leases, renew_if_due, reserve_group, settle_group, shorten_group
 from mlops.training.optuna_search import Result, Search, count_trials
 from mlops.training.seeds import derive_seed
 from mlops.training.spec import SweepSpec, Value
 from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, ReportRow, TrialRow
 from mlops.training.sweep_book import SweepBook
+from mlops.training.warm_groups import WarmGroup, WarmShelf
 from mlops.training.winner import is_better
 
 POLL_SECONDS = 1.0
@@ -54,6 +67,7 @@ class _Trial:
     metrics: dict[str, float] = field(default_factory=dict)
     attempt: int = -1
     failures: int = 0
+    preemptions: int = 0
     is_waiting: bool = True
     """For a group."""
 
@@ -66,8 +80,12 @@ class _Group:
     heard_us: int = 0
     """When it last said something, or got work; monotonic."""
     idle_since_us: int = 0
+    trials_done: int = 0
     is_leaving: bool = False
-    """Its loss was heard, and is taken up after what it said before."""
+    """It gets no further trial: its loss was heard, its machine is taken away, or it has run long enough."""
+    yield_by_us: int | None = None
+    """Its trial was asked to yield, and has until then."""
+    is_preempted: bool = False
 
     @property
     def is_free(self) -> bool:
@@ -92,6 +110,7 @@ class SweepDriver:
     ) -> None:
         self._spec, self._task, self._book, self._crew = spec, task, book, crew
         self._leases, self._clock, self._ids, self._say = leases, clock, ids, say
+        self._shelf = WarmShelf(book.ledger, leases)
         self._search = Search(spec)
         self._trials: dict[int, _Trial] = {}
         self._open: dict[int, _Trial] = {}
@@ -142,6 +161,8 @@ class SweepDriver:
                 self._renew()
                 self._take_all(self._crew.next_events(timeout_seconds=POLL_SECONDS))
                 self._end_silent_groups()
+            if self._stopping != STOPPED_BY_REQUEST:
+                self._keep_groups()
         finally:
             for name in list(self._groups):
                 self._drop_group(name)
@@ -231,27 +252,54 @@ class SweepDriver:
         free = sum(group.trial is None for group in self._groups.values())
         if waiting <= free or len(self._groups) >= self._spec.groups or now_us < self._retry_us:
             return
-        name = self._ids.new("group")
+        shape = GroupShape(self._spec.workers, self._spec.accelerators.kind, self._spec.accelerators.count)
+        likeness = self._crew.likeness(shape)
+        warm = self._shelf.take(likeness) if likeness else None
+        name = warm.worker_group if warm is not None else self._ids.new("group")
         answer = reserve_group(
             self._leases,
             spec=self._spec,
             sweep_id=self._book.sweep_id,
-            key=f"{self._book.sweep_id}:{name}",
+            key=f"{self._book.sweep_id}:{name}:{self._task.holder}",
             holder=self._task.holder,
             spender=self._task.spender,
             clock=self._clock,
         )
         if isinstance(answer, Refusal):
             self._refusal, self._retry_us = answer, now_us + round(RETRY_SECONDS * SECOND_US)
+            self._crew.end_left_over([name] if warm is not None else [])
             return
         self._refusal = None
         self._book.add_lease(name, answer)
         self._groups[name] = _Group(lease=answer, heard_us=now_us, idle_since_us=now_us)
-        shape = GroupShape(self._spec.workers, self._spec.accelerators.kind, self._spec.accelerators.count)
-        self._crew.start_group(
-            name, shape=shape, until_us=answer.until_us, start_deadline_seconds=self._spec.start_deadline
-        )
+        if warm is None or not self._crew.adopt_group(name, shape=shape, until_us=answer.until_us):
+            self._crew.start_group(
+                name, shape=shape, until_us=answer.until_us, start_deadline_seconds=self._spec.start_deadline
+            )
         self._staff()
+
+    def _keep_groups(self) -> None:
+        """Groups that are whole wait, warm and paid, for the next sweep; the others go with the lease."""
+        shape = GroupShape(self._spec.workers, self._spec.accelerators.kind, self._spec.accelerators.count)
+        likeness = self._crew.likeness(shape)
+        for name, group in list(self._groups.items()) if likeness and self._spec.idle else ():
+            lease = group.lease
+            if not group.is_free or lease.refusal is not None:
+                continue
+            until_us = shorten_group(self._leases, lease, seconds=self._spec.idle, clock=self._clock)
+            if until_us is None or not self._crew.keep_group(name, until_us=until_us):
+                continue
+            self._shelf.put(
+                WarmGroup(
+                    worker_group=name,
+                    likeness=likeness,
+                    sweep_id=self._book.sweep_id,
+                    lease_id=lease.lease.lease_id,
+                    fencing_token=lease.lease.fencing_token,
+                    until_us=self._clock.now_us() + until_us - self._clock.monotonic_us(),
+                )
+            )
+            del self._groups[name]
 
     def _retire(self) -> None:
         """Groups without a trial go when their lease ends, or when there was no work for too long."""
@@ -259,7 +307,8 @@ class SweepDriver:
         has_work = any(trial.is_waiting for trial in self._open.values())
         for name, group in list(self._groups.items()):
             is_idle = not has_work and now_us - group.idle_since_us > self._spec.idle * SECOND_US
-            if group.is_free and (group.lease.refusal is not None or is_idle):
+            is_over = group.is_leaving or group.lease.refusal is not None or is_idle
+            if group.is_ready and group.trial is None and is_over:
                 self._drop_group(name)
 
     def _assign(self) -> None:
@@ -300,12 +349,26 @@ class SweepDriver:
                 self._crew.extend(name, until_us=group.lease.until_us)
             if group.lease.refusal is not None:
                 self._refusal = group.lease.refusal
+                left_us = max(0, group.lease.until_us - self._clock.monotonic_us())
+                self._checkpoint_and_yield(name, seconds=left_us / SECOND_US)
+
+    def _checkpoint_and_yield(self, name: str, *, seconds: float) -> None:
+        """The one way in which a trial gives up its machines: drained nodes, refused renewals, a wish to stop.
+
+        It ends in a committed checkpoint and `Ended("yielded")`; or, when that does not come in time, in a kill.
+        """
+        group = self._groups[name]
+        if group.trial is not None and group.yield_by_us is None:
+            group.yield_by_us = self._clock.monotonic_us() + round(seconds * SECOND_US)
+            self._crew.ask_yield(name)
 
     def _end_silent_groups(self) -> None:
         now_us = self._clock.monotonic_us()
         for name, group in list(self._groups.items()):
             if group.trial is not None and now_us - group.heard_us > self._spec.silence * SECOND_US:
                 self._take(Gone(name, f"no progress for {self._spec.silence:g} s"))
+            elif group.trial is not None and group.yield_by_us is not None and now_us > group.yield_by_us:
+                self._take(Gone(name, "its trial did not yield before the deadline", is_preemption=True))
 
     def _drop_group(self, name: str) -> None:
         """End the workers first, then the lease: what was used is what is charged."""
@@ -351,7 +414,12 @@ class SweepDriver:
             self._take_report(event, group)
         elif isinstance(event, Ended):
             self._take_end(event, group)
-        else:
+        elif isinstance(event, Notice):
+            self._say(f"{event.group}: {event.reason}, {event.seconds:.0f} s left")
+            group.is_leaving = group.is_preempted = True
+            seconds = min(event.seconds, self._spec.yield_deadline)
+            self._after.append(lambda: self._checkpoint_and_yield(event.group, seconds=seconds))
+        elif isinstance(event, Gone):
             self._take_loss(event, group)
 
     def _take_report(self, report: Reported, group: _Group) -> None:
@@ -368,17 +436,25 @@ class SweepDriver:
             is_pruned = self._search.observe(report.trial, epoch=report.epoch, value=value)
             answer = Answer.PRUNE if is_pruned else Answer.CONTINUE
             self._answered[report.trial, report.epoch] = answer
-        if answer is Answer.CONTINUE and (group.lease.refusal is not None or self._stopping == STOPPED_BY_REQUEST):
+        if answer is Answer.CONTINUE and group.yield_by_us is not None:
             answer = Answer.YIELD
         given = answer
         self._after.append(lambda: self._crew.answer(report.group, given))
 
     def _take_end(self, ended: Ended, group: _Group) -> None:
         trial = self._trials[ended.trial]
-        group.trial, group.idle_since_us = None, self._clock.monotonic_us()
+        group.trial, group.idle_since_us, group.yield_by_us = None, self._clock.monotonic_us(), None
+        group.trials_done += 1
+        has_grown = ended.usage.growth_bytes > self._spec.recycle_mib << 20
+        if has_grown or group.trials_done >= self._spec.recycle_trials:
+            group.is_leaving = True
+            self._say(f"{ended.group} is replaced: {'its memory has grown' if has_grown else 'it has run long enough'}")
         self._lost_groups = 0
         states = {"complete": COMPLETE, "pruned": PRUNED, "failed": FAILED}
         final = states.get(ended.outcome)
+        is_preemption = ended.outcome == "yielded" and group.is_preempted
+        if ended.outcome == "lost" or is_preemption:
+            final = self._count_loss(trial, is_preemption=is_preemption)
         if final is None and self._stopping == STOPPED_BY_REQUEST:
             self._close_trial(trial, state=_YIELDED)
         if not self._book.end_attempt(ended, final_state=final):
@@ -402,13 +478,20 @@ class SweepDriver:
                 self._refusal = Refusal((Reason("no-place", f"no worker group could be placed: {gone.reason}"),))
             return
         trial = self._trials[number]
-        trial.failures += 1
-        final = FAILED if trial.failures > self._spec.max_failures else None
+        final = self._count_loss(trial, is_preemption=gone.is_preemption)
         lost = Ended(gone.group, number, trial.attempt, "lost", Usage(0, 0), reason=gone.reason)
         self._book.end_attempt(lost, final_state=final)
         trial.is_waiting = True
         if final is not None:
             self._close_trial(trial, state=final)
+
+    def _count_loss(self, trial: _Trial, *, is_preemption: bool) -> str | None:
+        """FAILED when the trial was lost more often than allowed; what was taken away is counted apart."""
+        if is_preemption:
+            trial.preemptions += 1
+            return FAILED if trial.preemptions > self._spec.max_preemptions else None
+        trial.failures += 1
+        return FAILED if trial.failures > self._spec.max_failures else None
 
     def _beat(self) -> None:
         now_us = self._clock.monotonic_us()
@@ -423,8 +506,10 @@ class SweepDriver:
             self._stopping = f"the deadline of {deadline:g} s is over"
 
     def _stop_by_request(self) -> None:
-        """Trials that run are asked to yield at their next report; those that wait are left for `resume`."""
+        """Trials that run are asked to yield at their next step; those that wait are left for `resume`."""
         self._stopping = STOPPED_BY_REQUEST
         for trial in list(self._open.values()):
             if trial.is_waiting:
                 self._close_trial(trial, state=_YIELDED)
+        for name in self._groups:
+            self._checkpoint_and_yield(name, seconds=self._spec.yield_deadline)

@@ -22,15 +22,21 @@ import torch
 from numpy.typing import NDArray
 
 from mlops.datasets.reader import Batch
-from mlops.errors import TrainingError
+from mlops.errors import EnvironmentFault, TrainingError
 from mlops.training.attempt import SYSTEM_PREFIX, Answer, AttemptTask, BatchSource, Usage
 from mlops.training.audit_pool import choose_pool, draw_members, keep_mask, save_audit, score_pool, select_rows
-from mlops.training.checkpoints import load_newest, save_checkpoint, save_weights
+from mlops.training.checkpoints import CheckpointWriter, fence_folder, load_newest, require_unfenced, save_weights
 from mlops.training.measuring import measure
+from mlops.training.random_state import pack_random, unpack_random
 from mlops.training.seeds import derive_seed
 from mlops.training.trainer import load_trainer
 
 MEASURE_BATCH_SIZE = 8192
+YIELD_STEPS = 8
+"""The workers of a group agree so often, in steps, whether they yield: asking costs a message each."""
+STEPS_PER_PASS = 10_000_000
+_INSIDE = "mlops:inside"
+"""Name of the position inside an epoch among the states of a checkpoint."""
 
 
 class Channel(Protocol):
@@ -38,6 +44,10 @@ class Channel(Protocol):
 
     def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
         """Give the metrics of an epoch and wait for the answer."""
+        ...
+
+    def step(self) -> bool:
+        """A step begins; whether the trial shall commit a checkpoint here and yield."""
         ...
 
 
@@ -85,6 +95,10 @@ class Worker:
         self._reported = -1
         self._state: Mapping[str, Any] = {}
         self._data_wait_ns = 0
+        self._pass, self._resume = 0, (0, 0)
+        """Iterations over the training rows in this epoch; where the epoch goes on: pass and step."""
+        self._random: torch.Tensor | None = None
+        self._writer = CheckpointWriter(Path(task.trial_folder), attempt=task.attempt)
         self._steps = 0
         self._shown = (0, 0, time.monotonic_ns())
         self._pool: NDArray[np.int64] | None = None
@@ -104,6 +118,10 @@ class Worker:
         """
         if split == "test":
             raise TrainingError("a trainer asked for the test split", hint="it is the gate's; use validation")
+        is_training = split == "train"
+        step = self._begin_pass() if is_training else 0
+        if step < 0:
+            return  # this pass was done before the trial yielded
         iterator = self._source.batches(
             split,
             batch_size=batch_size,
@@ -111,9 +129,14 @@ class Worker:
             epoch=self._epoch,
             rank=self.rank,
             world_size=self.world_size,
+            start_step=step,
             shuffle=shuffle,
         )
         while True:
+            is_asked = self._channel.step()
+            if is_training and self._agree_to_yield(step, is_asked=is_asked):
+                self._yield_inside(step)
+            step += 1
             started = time.monotonic_ns()
             batch = next(iterator, None)
             self._data_wait_ns += time.monotonic_ns() - started
@@ -149,7 +172,7 @@ class Worker:
             raise TrainingError("worker.epochs(state) needs the module under the key 'model'")
         self._state = state
         for first in range(self._restore(), self._task.epochs):
-            self._epoch = first
+            self._epoch, self._pass = first, 0
             seed_everything(derive_seed(self.seed, "epoch", first, self.rank))
             yield first
             if self._reported < first:
@@ -177,6 +200,7 @@ class Worker:
         if is_yield or is_due:
             self._checkpoint(done)
         if is_yield:
+            self._writer.finish()  # a yield is acknowledged when its checkpoint is committed
             raise _Stopped("yielded")
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -217,6 +241,10 @@ class Worker:
         scores = score_pool(model, batches, pool=self._pool)
         save_audit(Path(self._task.trial_folder), pool=self._pool, members=self._members, scores=scores)
 
+    def close(self) -> None:
+        """Nothing of this attempt is still being written."""
+        self._writer.close()
+
     def _restore(self) -> int:
         found = load_newest(Path(self._task.trial_folder)) if self._task.attempt > 0 else None
         if found is None:
@@ -224,13 +252,55 @@ class Worker:
         done, saved = found
         for name, item in self._state.items():
             item.load_state_dict(saved[name])
+        inside = saved.get(_INSIDE)
+        if inside is not None:
+            self._resume, self._random = (int(inside["pass"]), int(inside["step"])), inside["random"]
         self._reported = done - 1
         return done
 
     def _checkpoint(self, done: int) -> None:
         if self.rank == 0:
             state = {name: item.state_dict() for name, item in self._state.items()}
-            save_checkpoint(Path(self._task.trial_folder), epoch=done, state=state)
+            self._writer.begin(epoch=done, state=state)
+
+    def _begin_pass(self) -> int:
+        """Where this iteration over the training rows begins; -1 when it was done before the trial yielded."""
+        number, (resumed, step) = self._pass, self._resume
+        self._pass += 1
+        if number < resumed:
+            return -1
+        self._resume = (0, 0)
+        if self._random is not None:
+            ranks = len(self._random)
+            if self.rank < ranks:  # a group that has grown since then seeds its new workers by the epoch
+                unpack_random(self._random[self.rank], self.device)
+            self._random = None
+        return step
+
+    def _agree_to_yield(self, step: int, *, is_asked: bool) -> bool:
+        if self.world_size == 1:
+            return is_asked
+        if step % YIELD_STEPS:
+            return False
+        asked = torch.tensor([int(is_asked)], device=self.device)
+        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        return bool(asked.item())
+
+    def _yield_inside(self, step: int) -> None:
+        """Commit a checkpoint in the middle of an epoch, generators and all, and stop."""
+        packed = pack_random(self.device)
+        every = [packed]
+        if self.world_size > 1:
+            mine = packed.to(self.device)
+            every = [torch.empty_like(mine) for _ in range(self.world_size)]
+            torch.distributed.all_gather(every, mine)
+        if self.rank == 0:
+            state = {name: item.state_dict() for name, item in self._state.items()}
+            inside = {"pass": self._pass - 1, "step": step, "random": torch.stack([each.cpu() for each in every])}
+            number = (self._pass - 1) * STEPS_PER_PASS + step
+            self._writer.begin(epoch=self._epoch, step=number, state={**state, _INSIDE: inside})
+            self._writer.finish()
+        raise _Stopped("yielded")
 
     def _agree(self, answer: Answer) -> Answer:
         if self.world_size == 1:
@@ -283,10 +353,13 @@ def run_attempt(
     worker = Worker(task, source=source, channel=channel, rank=rank, world_size=world_size, device=device)
     outcome, reason, weights_file, sha256 = "complete", "", "", ""
     try:
+        if rank == 0:
+            fence_folder(Path(task.trial_folder), attempt=task.attempt)
         seed_everything(task.seed)
         load_trainer(Path(task.trainer_file)).train(worker, dict(task.params))
         weights = worker.final_weights()
         if rank == 0:
+            require_unfenced(Path(task.trial_folder), attempt=task.attempt)
             weights_file = str(Path(task.trial_folder) / "weights.safetensors")
             sha256 = save_weights(Path(weights_file), weights)
             worker.audit()
@@ -294,8 +367,11 @@ def run_attempt(
         outcome = stop.outcome
     except TrainingError as error:
         outcome, reason = "failed", error.message
+    except EnvironmentFault as error:  # storage, not the trainer: the attempt is repeated
+        outcome, reason = "lost", error.message
     except Exception as error:  # the trainer is user code: whatever it raises is its trial's reason
         outcome, reason = "failed", describe_error(error, trainer=task.trainer_file)
+    worker.close()
     busy_us = (time.monotonic_ns() - started) // 1_000
     usage = Usage(busy_us=busy_us, data_wait_us=worker.data_wait_us, peak_memory_bytes=_peak_memory_bytes())
     return AttemptResult(outcome, usage, weights_file=weights_file, weights_sha256=sha256, reason=reason)

@@ -40,7 +40,7 @@ class RayProject:
         base = _training["_as_written"](
             _training["parse_spec"](_training["SPEC"], SweepSpec, source="tiny.yaml").to_json()
         )
-        return SweepSpec.model_validate({**base, "workers": 2, "accelerators": "0.5xcpu", **changes})
+        return SweepSpec.model_validate({**base, "workers": 2, "accelerators": "0.5xcpu", "idle": "0s", **changes})
 
     def request(self, spec):
         return make_request(self.places, spec, version=self.version, tags={}, spender="someone")

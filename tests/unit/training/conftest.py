@@ -17,7 +17,19 @@ from mlops.ids import CountingIds
 from mlops.ledger.connection import open_ledger
 from mlops.registry.mirror import DatasetReference, MemoryMirror
 from mlops.specs import parse_spec
-from mlops.training.attempt import Answer, AttemptTask, Ended, Event, Gone, Ready, Reported, Usage, split_system
+from mlops.training.attempt import (
+    Answer,
+    AttemptTask,
+    Ended,
+    Event,
+    Gone,
+    Notice,
+    Progressed,
+    Ready,
+    Reported,
+    Usage,
+    split_system,
+)
 from mlops.training.contract import DatasetReference as ContractDataset
 from mlops.training.contract import InputColumn, make_contract
 from mlops.training.spec import SweepSpec
@@ -129,6 +141,12 @@ class ListChannel:
     answers: list[Answer] = field(default_factory=list)
     reports: list[dict[str, float]] = field(default_factory=list)
     system: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    yield_at: int = 0
+
+    def step(self) -> bool:
+        self.steps += 1
+        return 0 < self.yield_at <= self.steps
 
     def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
         own, system = split_system(metrics)
@@ -186,7 +204,7 @@ class FakeLeases:
 class FakeCrew:
     """Groups in virtual time: each epoch takes `seconds(trial, epoch)`; metrics come from `score(params, epoch)`.
 
-    `accidents` maps (trial, attempt, epoch) to `lost`, `failed` or `hung`.
+    `accidents` maps (trial, attempt, epoch) to `lost`, `preempted`, `storage`, `failed`, `hung`, `drained` or `deaf`.
     """
 
     def __init__(
@@ -197,6 +215,7 @@ class FakeCrew:
         seconds: Callable[[int, int], float] = lambda trial, epoch: 1.0,
         accidents: Mapping[tuple[int, int, int], str] | None = None,
         weights: Path | None = None,
+        kept: list[str] | None = None,
     ) -> None:
         self.clock, self.score, self.seconds = clock, score, seconds
         self.accidents = dict(accidents or {})
@@ -205,11 +224,34 @@ class FakeCrew:
         self.due: list[tuple[int, int, Event]] = []
         self.log: list[tuple[str, Any]] = []
         self.checkpoints: dict[int, int] = {}
+        self.kind = "" if kept is None else "same"
+        self.kept = [] if kept is None else kept
+        self.growth_bytes, self.ticks, self.deaf = 0, 0.0, False
         self._count = 0
 
     def start_group(self, name: str, *, shape: Any, until_us: int, start_deadline_seconds: float) -> None:
         self.groups[name] = {"until_us": until_us, "task": None}
         self._later(2.0, Ready(name, "cpu", start_us=2 * SECOND_US))
+
+    def likeness(self, shape: Any) -> str:
+        return self.kind
+
+    def adopt_group(self, name: str, *, shape: Any, until_us: int) -> bool:
+        if name not in self.kept:
+            return False
+        self.kept.remove(name)
+        self.log.append(("adopt", name))
+        self.groups[name] = {"until_us": until_us, "task": None}
+        self._later(0.01, Ready(name, "cpu", start_us=10_000))
+        return True
+
+    def keep_group(self, name: str, *, until_us: int) -> bool:
+        self.kept.append(name)
+        self.groups.pop(name)
+        return True
+
+    def end_left_over(self, names: Any) -> None:
+        self.log.extend(("left over", name) for name in names)
 
     def extend(self, name: str, *, until_us: int) -> None:
         self.groups[name]["until_us"] = until_us
@@ -236,6 +278,11 @@ class FakeCrew:
                 group["epoch"] += 1
                 self._run_epoch(name)
 
+    def ask_yield(self, name: str) -> None:
+        self.log.append(("ask yield", name))
+        if not self.deaf and self.groups[name].get("task") and not any(item[2].group == name for item in self.due):
+            self._end(name, "yielded")
+
     def stop_group(self, name: str) -> None:
         self.groups.pop(name)
         self.log.append(("stop", name))
@@ -259,8 +306,20 @@ class FakeCrew:
         task, epoch = self.groups[name]["task"], self.groups[name]["epoch"]
         accident = self.accidents.pop((task.trial, task.attempt, epoch), None)
         seconds = self.seconds(task.trial, epoch)
+        for tick in range(1, int(seconds / self.ticks)) if self.ticks else ():
+            self._later(tick * self.ticks, Progressed(name))
         if accident == "lost":
             self._later(seconds, Gone(name, "worker 1 died"))
+        elif accident == "preempted":
+            self._later(seconds, Gone(name, "its node has died", is_preemption=True))
+        elif accident == "storage":
+            self._later(seconds, self._ended(name, "lost", reason="cannot write"))
+            self._later(seconds, Gone(name, "given up after its trial failed"))
+        elif accident in ("drained", "deaf"):
+            self.deaf = accident == "deaf"
+            self._later(0.0, Notice(name, 30.0, "its node is drained"))
+            if not self.deaf:
+                self.checkpoints[task.trial] = epoch
         elif accident == "failed":
             self._later(seconds, self._ended(name, "failed", reason="trainer.py:3: ValueError: no"))
             self._later(seconds, Gone(name, "given up after its trial failed"))
@@ -280,7 +339,7 @@ class FakeCrew:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"weights")
             weights = str(path)
-        usage = Usage(busy_us=SECOND_US, data_wait_us=1_000)
+        usage = Usage(busy_us=SECOND_US, data_wait_us=1_000, growth_bytes=self.growth_bytes)
         return Ended(name, task.trial, task.attempt, outcome, usage, weights, "sha256:" + "1" * 64, reason)
 
     def _later(self, seconds: float, event: Event) -> None:
@@ -316,7 +375,7 @@ class Stage:
         return SweepRequest(
             spec=spec,
             trainer_file=self.trainer,
-            inputs={"trainer": "sha256:" + "a" * 64},
+            inputs={"trainer": "sha256:" + "a" * 64, "spec": f"seed {spec.seed}"},
             reserved=RESERVED,
             dataset=DatasetReference("people", "sha256:" + "0" * 64),
             checkpoints=self.folder / "checkpoints",
@@ -337,7 +396,7 @@ class Stage:
 
 def _as_written(content: dict[str, Any]) -> dict[str, Any]:
     """Durations back to how people write them."""
-    durations = ("lease_window", "grace", "checkpoint_time", "idle", "start_deadline", "silence")
+    durations = ("lease_window", "grace", "checkpoint_time", "idle", "start_deadline", "silence", "yield_deadline")
     return {name: f"{value}s" if name in durations else value for name, value in content.items()}
 
 

@@ -75,6 +75,21 @@ class FakeCrew:
     def answer(self, name: str, answer: Answer) -> None:
         self.calls.append(answer.name)
 
+    def likeness(self, shape: Any) -> str:
+        return ""
+
+    def adopt_group(self, name: str, *, shape: Any, until_us: int) -> bool:
+        return False
+
+    def keep_group(self, name: str, *, until_us: int) -> bool:
+        return False
+
+    def end_left_over(self, names: Any) -> None:
+        pass
+
+    def ask_yield(self, name: str) -> None:
+        pass
+
     def stop_group(self, name: str) -> None:
         self.calls.append("stop")
 

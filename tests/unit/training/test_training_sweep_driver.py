@@ -1,13 +1,17 @@
 """The driver with a fake crew in virtual time: order, failures, resume, leases, stops."""
 
+import sys
 from itertools import pairwise
 
 import pytest
 
+from mlops.budgets.lease_types import LeaseRequest
 from mlops.clock import SECOND_US
 from mlops.errors import Refusal, TrainingError
 from mlops.ledger.sql_events import load_events
 from mlops.training import sql_trials
+from mlops.training.warm_groups import WarmGroup, WarmShelf
+from mlops.units import Accelerators
 
 
 def params_of(outcome):
@@ -277,3 +281,107 @@ def test_a_winner_whose_weights_vanished_is_trained_again_and_only_it(stage):
     assert [what[0] for kind, what in crew.log if kind == "begin"] == [first.winner.number]
     assert again.winner.number == first.winner.number
     assert again.winner.weights_file.is_file()
+
+
+def test_the_next_sweep_takes_over_groups_that_are_still_warm_and_their_old_leases_are_settled(stage):
+    shelf = []
+    stage.run(stage.spec(trials=4, seed=1, idle="30s"), stage.crew(kept=shelf))
+    assert len(shelf) == 2
+    assert set(stage.leases.live) == {"lease-1", "lease-2"}
+    crew = stage.crew(kept=shelf)
+    stage.run(stage.spec(trials=5, seed=2, idle="30s"), crew)
+    assert [kind for kind, _ in crew.log if kind in ("adopt", "stop")] == ["adopt", "adopt"]
+    assert {"lease-1", "lease-2"} <= set(stage.leases.settled)
+
+
+def test_a_group_on_the_shelf_is_taken_once_and_not_when_its_time_is_over(stage):
+    shelf = WarmShelf(stage.ledger, stage.leases)
+    lease = stage.leases.reserve(lease_request())
+    group = WarmGroup("g", "like", "sweep-1", lease.lease_id, 1, stage.clock.now_us() + 30 * SECOND_US)
+    shelf.put(group)
+    assert shelf.take("other") is None
+    assert shelf.take("like") == group
+    assert shelf.take("like") is None
+    shelf.put(group)
+    stage.clock.advance(29)
+    assert shelf.take("like") is None
+
+
+def lease_request():
+    return LeaseRequest("k", "research", Accelerators("cpu", 1.0), 60.0, 5.0, 5.0, holder="h")
+
+
+def test_groups_of_a_dead_driver_are_ended_before_the_sweep_goes_on(stage):
+    crew = stage.crew()
+
+    def next_events(*, timeout_seconds):
+        raise KeyboardInterrupt
+
+    crew.next_events = next_events
+    stop, crew.stop_group = crew.stop_group, lambda name: sys.exit("killed")
+    with pytest.raises(SystemExit):
+        stage.run(stage.spec(), crew)
+    assert stop
+    with stage.ledger.write() as transaction:
+        sql_trials.update(transaction.connection, sql_trials.sweeps, where={}, driver="elsewhere:1:1", seen_us=0)
+    again = stage.crew()
+    stage.run(stage.spec(), again)
+    assert sum(kind == "left over" for kind, _ in again.log) == 2
+
+
+def test_losses_to_preemption_are_counted_apart_from_failures(stage):
+    lost = {(0, attempt, 0): "preempted" for attempt in range(3)}
+    spec = stage.spec(trials=1, max_failures=0, max_preemptions=3)
+    assert [trial.state for trial in stage.run(spec, stage.crew(accidents=lost)).trials] == ["COMPLETE"]
+    other = stage.spec(trials=2, seed=1, max_failures=5, max_preemptions=2)
+    outcome = stage.run(other, stage.crew(accidents=lost))
+    assert [trial.state for trial in outcome.trials] == ["FAILED", "COMPLETE"]
+
+
+def test_a_storage_that_fails_costs_an_attempt_and_not_the_trial(stage):
+    outcome = stage.run(stage.spec(trials=1), stage.crew(accidents={(0, 0, 1): "storage"}))
+    assert [trial.state for trial in outcome.trials] == ["COMPLETE"]
+    with stage.ledger.read() as connection:
+        assert [row.outcome for row in sql_trials.list_attempts(connection, outcome.sweep_id)] == ["lost", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "groups"),
+    [({"recycle_trials": 2}, 3), ({"recycle_mib": 1}, 6), ({}, 1)],
+    ids=["after so many trials", "when memory has grown", "not otherwise"],
+)
+def test_worker_groups_are_replaced(stage, changes, groups):
+    crew = stage.crew()
+    crew.growth_bytes = 2 << 20
+    stage.run(stage.spec(trials=6, groups=1, lag=1, **changes), crew)
+    assert sum(kind == "stop" for kind, _ in crew.log) == groups
+
+
+def test_a_drained_node_is_left_by_a_checkpoint_and_its_trial_goes_on_elsewhere(stage):
+    crew = stage.crew(accidents={(0, 0, 1): "drained"})
+    outcome = stage.run(stage.spec(trials=2, groups=1, epochs=4), crew)
+    assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 2
+    kinds = [kind for kind, _ in crew.log]
+    assert kinds.index("ask yield") < kinds.index("stop")
+    assert ("begin", (0, 1)) in crew.log
+    epochs = [what[1] for kind, what in crew.log if kind == "answer" and what[0] == 0]
+    assert epochs == [0, 1, 2, 3]  # nothing is done twice
+
+
+def test_a_trial_that_does_not_yield_in_time_is_ended_and_resumed_from_its_last_commit(stage):
+    crew = stage.crew(accidents={(0, 0, 1): "deaf"})
+    outcome = stage.run(stage.spec(trials=1, groups=1, epochs=4, yield_deadline="3s"), crew)
+    assert outcome.trials[0].state == "COMPLETE"
+    with stage.ledger.read() as connection:
+        first = sql_trials.list_attempts(connection, outcome.sweep_id)[0]
+    assert (first.outcome, first.reason) == ("lost", "its trial did not yield before the deadline")
+
+
+def test_steps_count_as_progress_and_silence_without_them_does_not(stage):
+    crew = stage.crew(seconds=lambda trial, epoch: 25.0)
+    crew.ticks = 5.0
+    outcome = stage.run(stage.spec(trials=1, epochs=1, silence="10s", max_failures=0), crew)
+    assert outcome.trials[0].state == "COMPLETE"
+    with pytest.raises(TrainingError, match="every trial"):
+        silent = stage.crew(seconds=lambda trial, epoch: 25.0)
+        stage.run(stage.spec(trials=1, seed=1, epochs=1, silence="10s", max_failures=0), silent)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mlops.training.attempt import Answer
+from mlops.training.checkpoints import fence_folder
 from mlops.training.worker import run_attempt
 
 
@@ -119,3 +120,27 @@ def test_a_trainer_without_epochs_is_told_so(make_task, source, channel, tmp_pat
 def test_a_yield_at_the_last_epoch_finishes_instead(make_task, source, channel):
     result = run(make_task(epochs=1), source, channel(answers=[Answer.YIELD]))
     assert result.outcome == "complete"
+
+
+@pytest.mark.parametrize("step", [2, 9, 17, 31], ids=lambda step: f"at step {step}")
+def test_a_trial_that_yields_inside_an_epoch_goes_on_to_the_same_weights(make_task, source, channel, tmp_path, step):
+    whole = run(make_task(trial_folder=str(tmp_path / "whole")), source, channel())
+    folder = str(tmp_path / "parts")
+    first = run(make_task(trial_folder=folder), source, channel(yield_at=step))
+    second = run(make_task(trial_folder=folder, attempt=1), source, channel())
+    assert (first.outcome, second.outcome) == ("yielded", "complete")
+    assert second.weights_sha256 == whole.weights_sha256
+
+
+def test_a_late_attempt_commits_nothing_once_a_later_one_has_begun(make_task, source, channel, tmp_path):
+    folder = tmp_path / "trial"
+
+    class Overtaken(channel):
+        def report(self, **options):
+            fence_folder(folder, attempt=1)
+            return super().report(**options)
+
+    late = run(make_task(trial_folder=str(folder), epochs=2), source, Overtaken())
+    assert late.outcome == "lost"
+    assert "attempt 1 of the trial has begun" in late.reason
+    assert sorted(path.name for path in folder.iterdir()) == ["attempt"]

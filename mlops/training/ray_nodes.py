@@ -1,0 +1,31 @@
+"""What Ray says about its nodes: which are drained, and whether a worker was lost with its node.
+
+The list of draining nodes is private to Ray: where it cannot be had there is no early notice, and the death of the
+workers is the notice. Leaves to others: what follows (mlops/training/sweep_driver).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+
+import ray
+
+
+def find_draining_nodes() -> dict[str, float]:
+    """Node id to the seconds that are left to it."""
+    with contextlib.suppress(Exception):  # private: any release of Ray may move it
+        found = ray._private.state.state.get_draining_nodes()
+        return {str(node): _seconds_left(deadline_ms) for node, deadline_ms in found.items()}
+    return {}
+
+
+def is_node_loss(error: Exception) -> bool:
+    """Whether a worker died because its machine went away, which is nobody's failure."""
+    said = str(error).lower()
+    return bool(getattr(error, "preempted", False)) or "node has died" in said or "node is terminated" in said
+
+
+def _seconds_left(deadline_ms: int) -> float:
+    """A deadline of 0 means that none was named."""
+    return max(0.0, deadline_ms / 1000 - time.time()) if deadline_ms else 30.0
