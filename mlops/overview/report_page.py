@@ -42,7 +42,6 @@ STATES = {
     "fenced": "kept out of anything new",
     "batched": "being carried out",
 }
-_SMALL_CHANGE = 0.0005
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class ChangeLine:
     now: str
     asked: str
     is_better: bool | None
-    """None when the difference is too small to speak of."""
+    """None when the new value lies where the old one may truly have been: no difference is shown."""
 
 
 def render_report_page(report: Report) -> str:
@@ -146,10 +145,8 @@ def find_attention(report: Report) -> Iterator[str]:
     for incident in report.incidents:
         yield f"Open incident (severity {incident.severity} of 3, 1 is worst): {incident.title}."
     for failed in report.failed:
-        yield (
-            f"Version {failed.number} failed in {failed.environment} on {render_date(failed.at_us)} and was taken out: "
-            f"{failed.why}."
-        )
+        when = render_date(failed.at_us)
+        yield f"Version {failed.number} was taken out of {failed.environment} on {when}: {failed.why}."
     for request in report.erasures:
         near = [days for days in request.days_left if 0 <= days < 7]
         if near:
@@ -159,22 +156,24 @@ def find_attention(report: Report) -> Iterator[str]:
 
 
 def compare_versions(before: VersionFacts | None, now: VersionFacts | None) -> Iterator[ChangeLine]:
-    """Measures that both versions have, by the claim that decided each."""
+    """Measures that both versions have, by the claim that decides each now."""
     if before is None or now is None or before.gate is None or now.gate is None:
         return
     old = {check["name"]: check for check in before.gate["checks"]}
     for check in now.gate["checks"]:
-        first, second = _leading(old.get(check["name"], {})), _leading(check)
-        if first is None or second is None:
+        second = _leading(check)
+        claims = old.get(check["name"], {}).get("claims", ())
+        first = next((claim for claim in claims if second is not None and claim["name"] == second["name"]), None)
+        if second is None or first is None or first["estimate"] is None:
             continue
-        difference = second["estimate"] - first["estimate"]
-        is_better = (difference > 0) == (second["direction"] == "at least")
+        is_same = first["lower"] <= second["estimate"] <= first["upper"]
+        is_better = (second["estimate"] > first["estimate"]) == (second["direction"] == "at least")
         yield ChangeLine(
             title=check["title"] or check["name"],
             before=show(first["estimate"], check["kind"]),
             now=show(second["estimate"], check["kind"]),
             asked=f"{second['direction']} {show(second['threshold'], check['kind'])}",
-            is_better=None if abs(difference) < _SMALL_CHANGE else is_better,
+            is_better=None if is_same else is_better,
         )
 
 

@@ -118,7 +118,7 @@ SAID = {
     "what waits": "2 more approvers",
     "the way back": "Back to version 2, taken back by a person: bad answers",
     "the overdue request": "1 request to be forgotten is past the legal deadline.",
-    "the failed version": "Version 3 failed in production",
+    "the failed version": "Version 3 was taken out of production",
 }
 
 
@@ -138,7 +138,7 @@ def test_the_gravest_comes_first() -> None:
     first, second, third = find_attention(FULL)
     assert "past the legal deadline" in first
     assert "Open incident" in second
-    assert "failed in production" in third
+    assert "taken out of production" in third
     assert list(find_attention(BARE)) == []
 
 
@@ -165,6 +165,17 @@ def test_better_and_worse_go_by_the_direction_of_the_limit() -> None:
         version(1, gate={**worse, "checks": [check("accuracy", claim(0.7))]}), version(2, gate=worse)
     )
     assert line.is_better is False
+
+
+def test_like_is_compared_with_like_and_chance_is_no_difference() -> None:
+    old = {**gate(0.82), "checks": [check("leak", claim(0.5, name="auc"), claim(0.01, name="tpr"))]}
+    new = {**gate(0.82), "checks": [check("leak", claim(0.505, name="auc"), claim(0.02, name="tpr", p_good=0.4))]}
+    (line,) = compare_versions(version(1, gate=old), version(2, gate=new))
+    assert (line.before, line.now) == ("1.0 %", "2.0 %")
+    (near,) = compare_versions(
+        version(1, gate=gate(0.835)), version(2, gate={**gate(0.84), "checks": gate(0.84)["checks"][:1]})
+    )
+    assert near.is_better is None
 
 
 def test_the_same_data_and_code_are_said_to_be_the_same() -> None:
