@@ -248,7 +248,8 @@ def _sweep_raw(it: _Purge) -> Iterator[Receipt]:
 
 _STORES: dict[str, Callable[[_Purge], Iterator[Receipt]]] = {
     "environments": _sweep_environments, "runtimes": _sweep_runtimes, "registries": _sweep_registries,
-    "images": _sweep_images, "mlflow": _sweep_mlflow, "candidates": _sweep_candidates, "checkpoints": _sweep_checkpoints,
+    "images": _sweep_images, "mlflow": _sweep_mlflow, "candidates": _sweep_candidates,
+    "checkpoints": _sweep_checkpoints,
     "evidence": _sweep_evidence, "dvc": _sweep_shards, "raw": _sweep_raw,
 }  # fmt: skip
 """In this order: first what could serve again, the rows themselves last."""
