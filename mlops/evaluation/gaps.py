@@ -179,12 +179,13 @@ class _Pairs:
 
     def bounds(self, alpha: float) -> tuple[float, float]:
         """Bounds of the maximum gap: the tolerances at which the two tests just stop to reject."""
-        lower = _bisect(lambda value: self.test(value)[1] <= alpha)
-        upper = _bisect(lambda value: self.test(value)[0] > alpha)
+        lower = bisect(lambda value: self.test(value)[1] <= alpha)
+        upper = bisect(lambda value: self.test(value)[0] > alpha)
         return min(lower, self.estimate), max(upper, self.estimate)
 
 
-def _bisect(is_true: Callable[[float], bool]) -> float:
+def bisect(is_true: Callable[[float], bool]) -> float:
+    """Where in `[0, 1]` a condition that holds at 0 ceases to hold; 0 when it never does, 1 when it always does."""
     low, high = 0.0, 1.0
     if not is_true(low):
         return low

@@ -18,6 +18,7 @@ import numpy as np
 
 from mlops.clock import SECOND_US, Clock
 from mlops.errors import Refusal
+from mlops.evaluation.attributes_table import join_attributes
 from mlops.evaluation.check_cache import CheckCache
 from mlops.evaluation.check_crew import CheckCrew, Heard, KnownChecks, hear_checks
 from mlops.evaluation.checks.table import CHECKS
@@ -65,6 +66,8 @@ class GateRequest:
     """The sweep's reference models over the audit pool, if it was trained with one."""
     twins: tuple[Twin, ...] = ()
     """Finished trials of the candidate's sweep beside the winner."""
+    attributes: pa.Table | None = None
+    """Sensitive attributes by subject, joined here only."""
     waivers: tuple[Signed, ...] = ()
     statements: tuple[Signed, ...] = ()
     """Answers to clauses of the values that no check can give."""
@@ -208,8 +211,8 @@ def open_hearing(request: GateRequest) -> Hearing:
     return Hearing(
         policy=request.policy,
         load_model=lambda: load_judged(request.candidate),
-        load_test=lambda: rows_of_table(request.test, schema=request.schema),
-        load_train=lambda: rows_of_table(request.train, schema=request.schema),
+        load_test=lambda: join_attributes(rows_of_table(request.test, schema=request.schema), request.attributes),
+        load_train=lambda: join_attributes(rows_of_table(request.train, schema=request.schema), request.attributes),
         load_champion=None if champion is None else load_champion,
         classes=tuple(request.schema.label.categories or ()),
         dataset_digest=request.dataset_digest,

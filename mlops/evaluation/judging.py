@@ -13,6 +13,7 @@ from mlops.budgets.opening import open_lease_book
 from mlops.clock import Clock
 from mlops.datasets.version import load_dataset_version, read_split
 from mlops.errors import ProjectError, Refusal
+from mlops.evaluation.attributes_table import load_attributes
 from mlops.evaluation.audit_evidence import load_audit, trained_rows
 from mlops.evaluation.gate import GateRequest, OpenCrew, run_gate
 from mlops.evaluation.leased_crew import open_leased_crew
@@ -69,6 +70,7 @@ def prepare_request(
         project_checks_folder=places.root / "evaluation" / "checks",
         incidents_folder=places.root / "evaluation" / "incidents",
         audit=load_audit(places, candidate),
+        attributes=None if policy.attributes is None else load_attributes(places.root / policy.attributes),
         dataset_digest=version.digest,
         twins=() if ledger is None else find_twins(ledger, candidate),
         cache_folder=places.cache / "checks",

@@ -23,7 +23,7 @@ def price_fairness(hearing: Hearing) -> dict[str, Any]:
     Returns:
         JSON; empty when the policy asks for no gap or the inputs are not a table.
     """
-    rules = [rule for rule in hearing.policy.checks if isinstance(rule, GapRule) and not rule.within]
+    rules = [rule for rule in hearing.policy.checks if isinstance(rule, GapRule) and not (rule.within or rule.classes)]
     is_table = all(values.ndim == 1 for values in hearing.test.features.values())
     if not rules or not is_table:
         return {}

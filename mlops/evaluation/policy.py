@@ -18,6 +18,7 @@ from mlops.evaluation.behaviour_rules import (
     InvarianceRule,
     MonotoneRule,
 )
+from mlops.evaluation.fairness_rules import MeanGapRule
 from mlops.evaluation.privacy_rules import PrivacyRule
 from mlops.evaluation.rule import Name, Rate, Rule, Sentence, SlicedRule
 from mlops.evaluation.screen_rules import ScreenRule
@@ -66,6 +67,10 @@ class GapRule(Rule):
     maximum: Rate
     within: tuple[str, ...] = ()
     """Control columns: the gap is asked within each of their groups."""
+    minimum_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Also asked of the smallest ratio between groups; 0.8 is the four-fifths rule."""
+    classes: tuple[str, ...] = ()
+    """Answers that are compared, each against all others; empty is the favourable class alone."""
     minimum_denominator: int = Field(default=10, ge=1)
     """Smaller cells are listed and not tested; while there are any, the check cannot pass."""
 
@@ -190,6 +195,7 @@ class SizeRule(Rule):
 AnyRule = Annotated[
     PrivacyRule
     | ScreenRule
+    | MeanGapRule
     | LossRule
     | AccuracyRule
     | AucRule
@@ -248,6 +254,8 @@ class Policy(Spec):
     """None: processes of the machine that runs the gate."""
     changes: tuple[Change, ...] = ()
     """What a person can truly change of their row; `mlops model explain` looks for another answer within it."""
+    attributes: str | None = None
+    """Parquet or CSV file, below the project, of attributes by `subject` that are joined in the gate only."""
     checks: tuple[AnyRule, ...] = ()
     """May be empty only in the sense that such a policy never passes anything."""
 

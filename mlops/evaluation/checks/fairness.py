@@ -8,6 +8,7 @@ and judged by score tests (gaps.py). Leaves to others: the price of fairness (pl
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mlops.evaluation import rates
 from mlops.evaluation.gaps import GapEvidence, RateTable, assess_gap
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.policy import GapRule
+from mlops.evaluation.ratios import assess_ratio
 from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
 
 Mask = NDArray[np.bool_]
@@ -29,23 +31,52 @@ RATES = {
 
 
 def check_gap(rule: GapRule, hearing: Hearing) -> Findings:
-    """The largest gap between groups, within each control group if the rule names some."""
-    rows = hearing.test
-    selected = hearing.test_answers.classes == hearing.favourable
-    positive = rows.labels == hearing.favourable
+    """The largest gap (and smallest ratio, if asked) between groups, within each control group if there are any."""
+    rows, answers = hearing.test, hearing.test_answers.classes
+    codes = _codes(rule, hearing)
     groups, controls = rows.group_by(rule.by), rows.group_by(rule.within)
     claims = []
     for control in np.unique(controls):
         mask = controls == control
         name = " × ".join(rule.by) + ("" if not rule.within else f" within {control}")
-        tables = rate_tables(groups[mask], selected[mask], positive[mask], wanted=RATES[rule.kind])
-        claims.append(_claim(name, tables, rule=rule, alpha=hearing.policy.alpha, n=int(mask.sum())))
+        tables = tuple(
+            replace(table, rate=f"{table.rate} of {hearing.classes[code]}" if rule.classes else table.rate)
+            for code in codes
+            for table in rate_tables(
+                groups[mask], (answers == code)[mask], (rows.labels == code)[mask], wanted=RATES[rule.kind]
+            )
+        )
+        n = int(mask.sum())
+        claims.append(_claim(name, tables, rule=rule, alpha=hearing.policy.alpha, n=n))
+        if rule.minimum_ratio is not None:
+            claims.append(_claim_ratio(name, tables, rule=rule, alpha=hearing.policy.alpha, n=n))
+    selected, positive = answers == codes[0], rows.labels == codes[0]
     details = {
         "by_group": group_table(groups, selected, positive, alpha=hearing.policy.alpha),
         "rates": list(RATES[rule.kind]),
         "fairlearn": fairlearn_table(groups, selected, positive),
     }
     return Findings(tuple(claims), details)
+
+
+def _codes(rule: GapRule, hearing: Hearing) -> list[int]:
+    strangers = [name for name in rule.classes if name not in hearing.classes]
+    if strangers:
+        raise NotEvaluableError("class-missing", f"there is no class {', '.join(strangers)} to compare")
+    return [hearing.classes.index(name) for name in rule.classes] or [hearing.favourable]
+
+
+def _claim_ratio(name: str, tables: tuple[RateTable, ...], *, rule: GapRule, alpha: float, n: int) -> Claim:
+    assert rule.minimum_ratio is not None
+    minimum, title = rule.minimum_ratio, f"{name}, ratio"
+    found = None
+    if len(tables[0].groups) > 1:
+        found = assess_ratio(tables, minimum=minimum, alpha=alpha, minimum_denominator=rule.minimum_denominator)
+    if found is None:
+        text = "no two groups have rows and events to compare"
+        return Claim(title, "at least", minimum, n=n, evidence=None, code="not-estimable", text=text)
+    code = "groups-too-small" if found.too_small else ""
+    return Claim(title, "at least", minimum, n=n, evidence=found.evidence, code=code, text=_text(found, "smallest"))
 
 
 def rate_tables(groups: Names, selected: Mask, positive: Mask, *, wanted: tuple[str, ...]) -> tuple[RateTable, ...]:
@@ -92,9 +123,9 @@ def _rows_needed(found: GapEvidence, *, n: int) -> int | None:
     return None if found.rows_factor is None else max(0, math.ceil(n * (found.rows_factor - 1))) or None
 
 
-def _text(found: GapEvidence) -> str:
+def _text(found: GapEvidence, word: str = "largest") -> str:
     small = f"; too small to test: {', '.join(found.too_small)}" if found.too_small else ""
-    return f"largest between {found.worst}{small}"
+    return f"{word} between {found.worst}{small}"
 
 
 def group_table(groups: Names, selected: Mask, positive: Mask, *, alpha: float) -> list[dict[str, Any]]:
