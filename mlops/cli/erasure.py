@@ -168,9 +168,9 @@ def run(
 ) -> None:
     """Handle all open requests of DATASET as one batch: rewrite, retrain, gate, promote, purge, certify."""
     from mlops.budgets.outbox import deliver_due, log_sink, make_command_sink
+    from mlops.deploy.erasure_rules import load_rules
     from mlops.erasure.preview import preview_run
     from mlops.erasure.project_work import ProjectWork
-    from mlops.erasure.rules import load_rules
     from mlops.erasure.running import run_erasure
     from mlops.project.opening import open_project
 

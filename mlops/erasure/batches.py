@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlops.clock import SECOND_US, render_time
+from mlops.deploy.erasure_rules import ErasureSpec
 from mlops.erasure import sql_erasure
-from mlops.erasure.rules import ErasureSpec
 from mlops.erasure.sql_erasure import BATCHED, CERTIFIED, FENCED, BatchRow, RequestRow, RetrainRow
 from mlops.errors import LedgerError, Reason, Refusal
 from mlops.ids import Ids

@@ -17,8 +17,8 @@ from typing import Any
 from mlops.clock import render_time
 from mlops.datasets.recipe import list_recipes, load_recipe
 from mlops.datasets.subjects import hash_subject, load_subject_key
+from mlops.deploy.erasure_rules import ErasureSpec, load_rules
 from mlops.erasure.requests import Accepted, Submission, submit_requests
-from mlops.erasure.rules import ErasureSpec, load_rules
 from mlops.erasure.tickets import Ticket, read_ticket
 from mlops.errors import MlopsError, Refusal
 from mlops.project.opening import Project

@@ -14,10 +14,10 @@ from mlops.clock import render_time
 from mlops.datasets.fence import find_withdrawn
 from mlops.datasets.forgetting import find_expired
 from mlops.datasets.version import load_dataset_version
+from mlops.deploy.erasure_rules import load_rules
 from mlops.erasure import batches, sql_erasure
 from mlops.erasure.affected import Affected, find_affected
 from mlops.erasure.retraining import ReleasedVersion, choose_budget, find_products
-from mlops.erasure.rules import load_rules
 from mlops.erasure.sql_erasure import FENCED
 from mlops.erasure.work import Work
 from mlops.project.opening import Project

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mlops.deploy.erasure_fence import find_fence
+from mlops.deploy.erasure_rules import load_rules
 from mlops.deploy.site import Site
 from mlops.erasure.affected import find_affected
 from mlops.erasure.purging import Receipt, purge
@@ -22,7 +23,6 @@ from mlops.erasure.retraining import (
     retrain,
 )
 from mlops.erasure.rollout import Converge, Move, open_site, reconcile_here, roll_out
-from mlops.erasure.rules import load_rules
 from mlops.erasure.work import People
 from mlops.errors import Refusal
 from mlops.project.opening import Project

@@ -13,8 +13,8 @@ from mlops.clock import render_time
 from mlops.datasets.recipe import load_recipe
 from mlops.datasets.subjects import hash_subjects, load_subject_key
 from mlops.datasets.tombstones import withdraw_subjects
+from mlops.deploy.erasure_rules import load_rules
 from mlops.erasure import sql_erasure
-from mlops.erasure.rules import load_rules
 from mlops.erasure.sql_erasure import FENCED, IDENTITY_HOLD, LEGAL_HOLD, RECEIVED, REFUSED, RequestRow
 from mlops.errors import ProjectError, Reason, Refusal
 from mlops.ledger.connection import Transaction

@@ -11,8 +11,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from mlops.deploy.erasure_rules import OWN_BUDGET, ErasureSpec
 from mlops.erasure.clean_version import data_step
-from mlops.erasure.rules import OWN_BUDGET, ErasureSpec
 from mlops.errors import Refusal
 from mlops.places import Places
 from mlops.project.opening import Project

@@ -18,8 +18,10 @@ from mlops.budgets.notices import add_notice
 from mlops.clock import SECOND_US
 from mlops.datasets.fence import find_withdrawn
 from mlops.datasets.forgetting import find_expired
+from mlops.datasets.returned import sweep_returned
 from mlops.datasets.tombstones import load_tombstones
 from mlops.datasets.version import DatasetVersion, load_dataset_version
+from mlops.deploy.erasure_rules import ErasureSpec, load_rules
 from mlops.erasure import batches, sql_erasure
 from mlops.erasure.batches import BatchBook
 from mlops.erasure.certificate import add_certificate, certificates_folder
@@ -33,7 +35,6 @@ from mlops.erasure.clean_version import (
 from mlops.erasure.requests import Submission, submit_requests
 from mlops.erasure.retraining import ReleasedVersion
 from mlops.erasure.rollout import Move
-from mlops.erasure.rules import ErasureSpec, load_rules
 from mlops.erasure.sql_erasure import CERTIFIED, FENCED, BatchRow, RequestRow
 from mlops.erasure.work import Work
 from mlops.errors import MlopsError, Reason, Refusal
@@ -286,6 +287,9 @@ def write_copies(project: Project) -> None:
 def _invite(run: Run) -> None:
     """Rows past their retention join by themselves, and people whose record a crash left out after their fence."""
     write_copies(run.project)
+    returned = sweep_returned(run.project.places, run.dataset)
+    if returned:
+        run.tell("swept", f"{len(returned)} purged objects of {run.dataset} had come back and were removed again")
     if run.book.row.state != batches.GATHERING:
         return
     places, version = run.project.places, run.version

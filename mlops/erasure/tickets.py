@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass, field
 
 from mlops.clock import SECOND_US
-from mlops.erasure.rules import ErasureSpec, TenantSpec
+from mlops.deploy.erasure_rules import ErasureSpec, TenantSpec
 from mlops.errors import ProvenanceError, Reason, Refusal
 from mlops.provenance.digest import canonical_json
 from mlops.provenance.dsse import parse_envelope, sign_envelope

@@ -39,9 +39,18 @@ class Surroundings:
     """The program."""
 
 
-def list_jobs(products: Iterable[str]) -> tuple[Job, ...]:
-    """Jobs of a project with these products."""
+def list_jobs(products: Iterable[str], datasets: Iterable[str] = ()) -> tuple[Job, ...]:
+    """Jobs of a project with these products and datasets."""
+    erasures = tuple(f"erasure run {dataset}" for dataset in datasets)
     rebuilds = tuple(f"rebuild {product}@latest --check" for product in products)
+    erasure = Job(
+        "erasure",
+        "people who withdrew are forgotten in time, and purged data that came back goes again",
+        "10 * * * *",
+        "*-*-* *:10:00 UTC",
+        erasures,
+        is_local=True,
+    )
     return (
         Job(
             "reconcile",
@@ -51,6 +60,7 @@ def list_jobs(products: Iterable[str]) -> tuple[Job, ...]:
             ("deploy reconcile",),
             is_local=True,
         ),
+        *([erasure] if erasures else []),
         Job(
             "rebuild",
             "what serves can still be made again from its attestations",

@@ -17,6 +17,7 @@ from mlops.datasets.recipe import Recipe, list_recipes, load_recipe
 from mlops.deploy.consumer import ConsumerSpec
 from mlops.deploy.desired_state import parse_desired
 from mlops.deploy.environment import list_environments, load_environment
+from mlops.deploy.erasure_rules import load_rules, rules_file
 from mlops.deploy.roles import load_roles
 from mlops.errors import MlopsError, ProjectError
 from mlops.evaluation.incident_spec import IncidentCase
@@ -171,6 +172,8 @@ def _examine_deploy(places: Places) -> Iterator[Diagnosis]:
         yield _examine(f"deploy/environments/{name}.yaml", lambda name=name: load_environment(places, name), places)  # type: ignore[misc]
     if (places.root / "deploy" / "roles.yaml").exists():
         yield _examine("deploy/roles.yaml", lambda: load_roles(places), places)
+    if rules_file(places).exists():
+        yield _examine("deploy/erasure.yaml", lambda: load_rules(places), places)
     for path in sorted((places.root / "deploy" / "consumers").glob("*.yaml")):
         yield _examine(f"deploy/consumers/{path.name}", lambda path=path: _check_consumer(places, path), places)  # type: ignore[misc]
     for path in sorted((places.root / "deploy" / "desired").glob("*.yaml")):

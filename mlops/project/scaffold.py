@@ -27,7 +27,7 @@ from mlops.places import Places, find_root
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")
 _PLACEHOLDER = "__PRODUCT__"
-_RESERVED = frozenset({"rates", "roles", "environments", "consumers", "desired", "checks", "incidents"})
+_RESERVED = frozenset({"rates", "roles", "erasure", "environments", "consumers", "desired", "checks", "incidents"})
 _ROWS = 8_000
 _RENAMED = {
     "datasets_dvc": "datasets.dvc",

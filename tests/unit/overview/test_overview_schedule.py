@@ -11,7 +11,7 @@ from mlops.cli.main import COMMANDS
 from mlops.overview.schedule import FORMS, Surroundings, list_jobs
 
 WHERE = Surroundings(Path("/srv/my project"), Path("/srv/my project/.venv/bin/mlops"))
-JOBS = list_jobs(["income", "digits"])
+JOBS = list_jobs(["income", "digits"], ["income"])
 
 
 def test_every_job_calls_commands_that_exist() -> None:

@@ -18,6 +18,7 @@ from mlops.datasets.recipe import Recipe
 from mlops.datasets.schema import Schema
 from mlops.deploy.consumer import ConsumerSpec
 from mlops.deploy.environment import EnvironmentSpec
+from mlops.deploy.erasure_rules import ErasureSpec
 from mlops.deploy.roles import RolesSpec
 from mlops.errors import ProjectError
 from mlops.evaluation.policy import Policy
@@ -29,7 +30,8 @@ from mlops.training.spec import SweepSpec
 
 ROOT = Path(__file__).parents[3]
 KINDS: tuple[type[Spec], ...] = (
-    SweepSpec, Policy, Recipe, Schema, BudgetSpec, RatesSpec, EnvironmentSpec, RolesSpec, ConsumerSpec, DeploySpec
+    SweepSpec, Policy, Recipe, Schema, BudgetSpec, RatesSpec, EnvironmentSpec, RolesSpec, ConsumerSpec, DeploySpec,
+    ErasureSpec,
 )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The rules of erasure, `deploy/erasure.yaml`: deadline, window, budget, whom to tell, which tenants may ask.
 
 A project without the file has the defaults. Leaves to others: what happens at the deadline in an environment
-(mlops/deploy/environment.py) and what is decided by these rules (batches.py).
+(environment.py) and what is decided by these rules (mlops/erasure).
 """
 
 from __future__ import annotations

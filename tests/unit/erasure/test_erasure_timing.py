@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from mlops.clock import DAY_US, SECOND_US
+from mlops.deploy.erasure_rules import ErasureSpec, add_month_us
 from mlops.erasure.batches import decide_timing
-from mlops.erasure.rules import ErasureSpec, add_month_us
 from mlops.erasure.sql_erasure import RetrainRow
 from mlops.errors import ProjectError
 from mlops.specs import parse_spec
