@@ -143,8 +143,9 @@ def show(name: str, *, is_json: bool) -> None:
 
 @dataset.command("verify")
 @click.argument("name")
+@click.option("--sweep", "is_sweeping", is_flag=True, help="Remove purged objects that a stale clone pushed again.")
 @JSON
-def verify(name: str, *, is_json: bool) -> None:
+def verify(name: str, *, is_sweeping: bool, is_json: bool) -> None:
     """Hash every object of the pinned version wherever it lies; exit 1 when something is missing or changed."""
     from mlops.datasets.parts import require_part_pins
     from mlops.datasets.returned import find_returned
@@ -154,6 +155,11 @@ def verify(name: str, *, is_json: bool) -> None:
     places = open_project().places
     require_part_pins(places, name)
     dvc_digest = pinned_digest(places, name)
+    if is_sweeping:
+        from mlops.datasets.forgetting import sweep_returned  # DVC: 0.3 s
+
+        for line in sweep_returned(places, name):
+            click.echo(f"swept {line}", err=True)
     damage = find_damage(places, name, dvc_digest=dvc_digest, hash_bytes=1 << 62)
     damage += tuple(f"{path}: a purged object that came back" for path in find_returned(places, name))
     if is_json:

@@ -88,7 +88,10 @@ def write_backup(project: Project, target: Path, *, passphrase: str, say: Callab
         aside.replace(target)
         sync_folder(target.parent)
     except OSError as error:
-        raise EnvironmentFault(f"cannot write {target}: {error.strerror or error}", hint="free disk space") from error
+        raise EnvironmentFault(
+            f"cannot write {target}: {error.strerror or error}",
+            hint="is the folder there and writable, and is there space?",
+        ) from error
     finally:
         aside.unlink(missing_ok=True)
     return Backup(target, target.stat().st_size, files, tuple(notes))

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
 
 from mlops.errors import MlopsError, ProvenanceError
 from mlops.places import Places
@@ -52,12 +54,13 @@ def purge_mlflow(
             mirror.flush(timeout_seconds=_FLUSH_SECONDS)
     if not has_store(uri):
         return ()
-    client = open_client(uri, artifacts=artifact_root(places))
+    root = artifact_root(places)
+    client = open_client(uri, artifacts=root)
     receipts = [
         _attempt(f"{product}@{number}", partial(_purge_version, client, product, number))
         for product, number in dict.fromkeys(models)
     ]
-    receipts += [_attempt(f"artefacts of run {run}", partial(_purge_run, client, run)) for run in wanted]
+    receipts += [_attempt(f"artefacts of run {run}", partial(_purge_run, client, run, root)) for run in wanted]
     waiting = sorted(path.name for path in (spool / "files").glob("*")) if spool.is_dir() else []
     if waiting:
         receipts.append(MlflowReceipt("files that wait for MLflow", False, f"MLflow has not taken {len(waiting)} yet"))
@@ -82,14 +85,17 @@ def _purge_version(client: MlflowClient, product: str, number: int) -> str:
     return ""
 
 
-def _purge_run(client: MlflowClient, run: str) -> str:
-    """Delete a run's artefacts where they lie, and check."""
+def _purge_run(client: MlflowClient, run: str, root: Path | None) -> str:
+    """Delete a run's artefacts where they lie, and check; a copied project names those of the one it came from."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # loaded with the client
 
     run_id = find_run_id(client, run)
     if run_id is None:
         return "was not here"
     uri = client.get_run(run_id).info.artifact_uri
+    parsed = urlparse(uri)
+    if root is not None and parsed.scheme in ("", "file") and not Path(unquote(parsed.path)).is_relative_to(root):
+        raise ProvenanceError(f"{uri} lies outside this project")
     repository = get_artifact_repository(uri)
     had = bool(repository.list_artifacts())
     if had:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from mlops.cli.main import mlops
-from mlops.datasets.forgetting import find_expired, find_holdings, forget_subjects, purge_shards
+from mlops.datasets.forgetting import find_expired, find_holdings, forget_subjects, purge_shards, sweep_returned
 from mlops.datasets.importing import import_dataset
 from mlops.datasets.locations import load_locations
 from mlops.datasets.objects import object_path
@@ -164,6 +164,8 @@ def test_a_purged_object_that_comes_back_is_seen(imported, person):
     url = load_locations(imported.places).object_urls[1]
     shutil.copy(object_path(f"{stale}/files/md5", old.md5), object_path(url, old.md5))
     assert find_returned(imported.places, "people") == (object_path(url, old.md5),)
+    assert sweep_returned(imported.places, "people") == (f"{old.md5} from local",)
+    assert find_returned(imported.places, "people") == () == sweep_returned(imported.places, "people")
     assert version.digest != load_dataset_version(imported.places, "people").digest
 
 

@@ -173,3 +173,31 @@ def test_a_push_from_a_stale_clone_is_swept_by_the_next_purge(replaced, said, tm
     assert {finding.store for finding in look(machine)} == {"dvc-remote"}
     assert left(run(machine, ask(machine), said)) == []
     assert look(machine) == ()
+
+
+def test_a_purge_that_is_killed_after_each_step_is_ended_by_the_next(replaced, said):
+    """`say` is told each step: the first run dies at the first word, the next at the second, and so on."""
+    machine, _old, new = replaced
+    machine.reconcile()
+
+    def dying_at(number):
+        words = []
+
+        def say(line):
+            words.append(line)
+            if len(words) == number:
+                raise KeyboardInterrupt
+
+        return say
+
+    for number in range(1, 30):
+        try:
+            receipts = purge(machine.project, ask(machine), say=dying_at(number), runtimes=[machine.world.runtime])
+        except KeyboardInterrupt:
+            report = verify_reference(machine.project, parse_reference("income@1"))
+            assert not report.broken, "whatever is gone already verifies as erased"
+            continue
+        break
+    assert number > 5 and left(receipts) == []
+    assert look(machine) == ()
+    assert ImageLayout(machine.places.images).is_complete(new)
