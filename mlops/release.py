@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlops.datasets.step_import import import_step
+from mlops.deploy.gate_signatures import open_verifier
 from mlops.deploy.runtimes import choose_runtime
 from mlops.errors import Refusal
 from mlops.evaluation.step_gate import gate_step
@@ -91,7 +92,7 @@ def judge(it: Release) -> StepRun | Refusal:
     candidate, manifest = it.done("export").outputs["candidate"], it.done("data").outputs["manifest"]
     run_id = it.done("sweep").facts["mlflow_run_id"]
     what = {"product": it.product, "candidate": candidate, "manifest": manifest, "run_id": run_id}
-    return gate_step(it.bench, **what, spender=it.person)
+    return gate_step(it.bench, **what, spender=it.person, verify_signature=open_verifier(it.bench, it.product))
 
 
 def register(it: Release) -> StepRun:

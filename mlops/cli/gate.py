@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ def run(
     if self_test:
         _run_self_test(seed=seed, as_json=as_json)
         return
+    from mlops.deploy.gate_signatures import gate_verifier
+    from mlops.deploy.roles import load_roles
     from mlops.evaluation import judging, report  # loads scipy and the model's libraries
     from mlops.project.opening import open_project
+    from mlops.training.candidate import load_candidate
 
     if (product is None) == (candidate is None):
         raise ProjectError("name a product or a candidate folder", hint="mlops gate run PRODUCT | --candidate DIR")
@@ -56,6 +60,9 @@ def run(
         policy_file=policy,
         seed=seed,
         ledger=project.ledger,
+        verify_signature=gate_verifier(
+            load_roles(project.places), product=load_candidate(folder).product, now_us=project.clock.now_us()
+        ),
     )
     if dry_run:
         click.echo(f"would judge {folder} by {len(request.policy.checks)} checks on {request.test.num_rows:,} rows")
@@ -77,6 +84,49 @@ def run(
             _refusal(judgement.result.to_json()),
             what=f"candidate {judgement.result.candidate[7:19]} may not be released",
         )
+
+
+@gate.command("sign")
+@click.argument("product")
+@click.argument("about")
+@click.option(
+    "--until", required=True, type=click.DateTime(["%Y-%m-%d"]), help="First day on which it no longer counts."
+)
+@click.option("--reason", required=True, help="Why; it stands in every report.")
+@click.option("--key", "person", help="Whose key signs; needed when several people's keys lie here.")
+@click.option("--dry-run", is_flag=True, help="Show what would be signed.")
+def sign(product: str, about: str, until: datetime, reason: str, person: str | None, *, dry_run: bool) -> None:
+    """Waive the undecided check ABOUT for PRODUCT's newest candidate, or state that the clause ABOUT is kept."""
+    from mlops.cli.approve import only_person
+    from mlops.evaluation import judging, signed_files
+    from mlops.evaluation.policy import load_policy
+    from mlops.evaluation.signed_answers import Signed
+    from mlops.project.opening import open_project
+    from mlops.provenance.keys import load_key
+    from mlops.training.candidate import load_candidate
+
+    places = open_project().places
+    policy = load_policy(places.policy_file(product))
+    is_check = about in {rule.name for rule in policy.checks}
+    if not is_check and about not in {clause.id for clause in policy.values if clause.check is None}:
+        raise ProjectError(
+            f"{places.policy_file(product)} has no check and no clause without a check called {about!r}",
+            hint="name one of them; `mlops gate show` lists what is undecided",
+        )
+    newest = load_candidate(judging.find_newest_candidate(places, product=product)).digest if is_check else None
+    name = person or only_person(places.keys_folder)
+    until_us = int(until.replace(tzinfo=UTC).timestamp()) * 1_000_000
+    answer = Signed(about, newest, by=name, reason=reason, until_us=until_us)
+    what = f"a waiver of {about} for candidate {newest[7:19]}" if newest else f"a statement that {about} is kept"
+    if dry_run:
+        click.echo(f"would sign as {name} {what}, until {until.date()}")
+        return
+    key = load_key(places.keys_folder, name)
+    path = signed_files.keep_answer(
+        places, signed_files.sign_answer(answer, product=product, policy=policy.digest, key=key), product=product
+    )
+    click.echo(f"{name} signed {what}, until {until.date()}: {path.relative_to(places.root)}")
+    click.echo("next: commit it, and run the gate again")
 
 
 @gate.command("show")

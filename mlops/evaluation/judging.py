@@ -19,6 +19,8 @@ from mlops.evaluation.gate import GateRequest, OpenCrew, run_gate
 from mlops.evaluation.leased_crew import open_leased_crew
 from mlops.evaluation.policy import Policy, load_policy
 from mlops.evaluation.rows import rows_of_table
+from mlops.evaluation.signed_answers import Verify, refuse_all
+from mlops.evaluation.signed_files import load_answers
 from mlops.evaluation.sql_looks import spend_look
 from mlops.evaluation.store import keep_result
 from mlops.evaluation.twins import find_twins
@@ -47,6 +49,7 @@ def prepare_request(
     policy_file: Path | None = None,
     seed: int = 0,
     ledger: Ledger | None = None,
+    verify_signature: Verify = refuse_all,
 ) -> GateRequest:
     """Everything the gate needs, read from the project; the sweep's other trials only with its ledger.
 
@@ -54,10 +57,12 @@ def prepare_request(
         TrainingError: Not a candidate folder.
         ProjectError: No policy, or a wrong one, or one of another product.
         DatasetError: The rows cannot be read.
+        ProvenanceError: A waiver or statement is damaged.
     """
     candidate = load_candidate(candidate_folder)
     policy = _load_policy_of(candidate, policy_file or places.policy_file(candidate.product))
     version = load_dataset_version(places, candidate.contract.dataset.name)
+    waivers, statements = load_answers(places, candidate.product)
     return GateRequest(
         candidate=candidate,
         policy=policy,
@@ -75,6 +80,9 @@ def prepare_request(
         twins=() if ledger is None else find_twins(ledger, candidate),
         cache_folder=places.cache / "checks",
         keys_folder=places.keys_folder,
+        waivers=waivers,
+        statements=statements,
+        verify_signature=verify_signature,
     )
 
 

@@ -158,10 +158,13 @@ class ChampionRule(Rule):
 
 
 class ProjectRule(Rule):
-    """A function of the project's own, `evaluation/checks/<file>.py:<function>`."""
+    """A function of the project's own, `evaluation/checks/<file>.py:<function>`, or of an installed package.
+
+    `package:<name>` is the entry point `<name>` of the group `mlops.gate_checks`.
+    """
 
     kind: Literal["project"]
-    function: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_]+\.py:[A-Za-z_][A-Za-z0-9_]*$")]
+    function: Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9_]+\.py|package):[A-Za-z_][A-Za-z0-9_-]*$")]
     parameters: dict[str, float | str | bool] = Field(default_factory=dict)
 
 

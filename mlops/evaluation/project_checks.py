@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,28 @@ def check_project(rule: ProjectRule, hearing: Hearing) -> Findings:
     return Findings(claims)
 
 
+GROUP = "mlops.gate_checks"
+
+
+def _load_entry_point(name: str) -> Callable[..., Any]:
+    """The function that an installed package offers under this name; one that does not load says why itself."""
+    found = list(metadata.entry_points(group=GROUP, name=name))
+    if len(found) != 1:
+        raise NotEvaluableError("check-missing", f"{len(found)} installed packages offer {name!r} in {GROUP}, not one")
+    try:
+        function = found[0].load()
+    except Exception as error:  # a package's import may raise anything
+        raise NotEvaluableError("check-missing", f"{found[0].value} does not load: {error}") from error
+    if not callable(function):
+        raise NotEvaluableError("check-missing", f"{found[0].value} is no function")
+    offered: Callable[..., Any] = function
+    return offered
+
+
 def _load_function(reference: str, *, folder: Path | None) -> Callable[..., Any]:
     file, _, name = reference.partition(":")
+    if file == "package":
+        return _load_entry_point(name)
     path = None if folder is None else folder / file
     if path is None or not path.is_file():
         raise NotEvaluableError("check-missing", f"there is no evaluation/checks/{file}")

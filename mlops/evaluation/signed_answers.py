@@ -31,10 +31,11 @@ class Signed:
     """The signature with what it covers, for the verifying function."""
 
 
-Verify = Callable[[Signed], bool]
+Verify = Callable[[Signed, str], bool]
+"""Whether it is signed by somebody who has the owner's role."""
 
 
-def refuse_all(_signed: Signed) -> bool:
+def refuse_all(_signed: Signed, _owner: str) -> bool:
     """The verifying function of callers that know no keys: nothing signed counts."""
     return False
 
@@ -49,7 +50,7 @@ def apply_waivers(
             return check
         for waiver in waivers:
             is_meant = waiver.subject == check.name and waiver.candidate == candidate
-            if is_meant and waiver.until_us > now_us and verify(waiver):
+            if is_meant and waiver.until_us > now_us and verify(waiver, check.owner):
                 return replace(check, waiver=_describe(waiver))
         return check
 
@@ -72,7 +73,7 @@ def _answer(
         said = f"answered by the check “{check.title}”: {check.verdict.value}"
         return _clause_result(clause, check.verdict, code=check.code, text=said, like=check)
     found = [statement for statement in statements if statement.subject == clause.id and statement.candidate is None]
-    valid = [statement for statement in found if statement.until_us > now_us and verify(statement)]
+    valid = [statement for statement in found if statement.until_us > now_us and verify(statement, clause.owner)]
     if valid:
         text = f"stated by {valid[0].by} until {render_time(valid[0].until_us)}: {valid[0].reason}"
         return _clause_result(clause, Verdict.PASS, code="", text=text)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mlops.errors import Reason, Refusal
 from mlops.evaluation.judging import choose_crew, judge_candidate, prepare_request, spend_look_of
+from mlops.evaluation.signed_answers import Verify, refuse_all
 from mlops.evaluation.verdicts import GateResult
 from mlops.provenance.digest import digest_code, digest_file, digest_folder, digest_json, hex_of
 from mlops.provenance.sql_steps import StepRecord
@@ -17,7 +18,14 @@ KIND = "gate"
 
 
 def gate_step(
-    bench: Workbench, *, product: str, candidate: str, manifest: str, run_id: str, spender: str = ""
+    bench: Workbench,
+    *,
+    product: str,
+    candidate: str,
+    manifest: str,
+    run_id: str,
+    spender: str = "",
+    verify_signature: Verify = refuse_all,
 ) -> StepRun | Refusal:
     """Judge once per candidate, policy, rows, cases, project checks and gate code.
 
@@ -27,6 +35,7 @@ def gate_step(
         candidate: Digest of the exported candidate.
         manifest: Digest of the dataset version.
         run_id: MLflow run of the winning trial; report and verdict are logged to it, also those of a no-go.
+        verify_signature: Whether a waiver or statement is signed by somebody who may.
         spender: In whose name the machines that the policy asks for are paid.
 
     Returns:
@@ -45,14 +54,20 @@ def gate_step(
         "incidents": digest_json(
             {
                 name: digest_folder(evaluation / name) if (evaluation / name).is_dir() else ""
-                for name in ("incidents", "checks")
+                for name in ("incidents", "checks", f"signed/{product}")
             }
         ),
         "code": digest_code("mlops.evaluation"),
     }
 
     def judge() -> StepOutcome | Refusal:
-        request = prepare_request(places, places.candidates / hex_of(candidate), clock=clock, ledger=bench.ledger)
+        request = prepare_request(
+            places,
+            places.candidates / hex_of(candidate),
+            clock=clock,
+            ledger=bench.ledger,
+            verify_signature=verify_signature,
+        )
         looks = spend_look_of(bench.ledger, request)
         if isinstance(looks, Refusal):
             return looks

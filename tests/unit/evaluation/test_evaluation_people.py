@@ -38,7 +38,7 @@ def waiver(*, candidate: str | None = "sha256:c", until_us: int = NOW + DAY_US, 
 
 
 def answers(*, waivers: tuple[Signed, ...] = (), statements: tuple[Signed, ...] = ()) -> SignedAnswers:
-    return SignedAnswers(waivers, statements, verify=lambda signed: signed.envelope == "good")
+    return SignedAnswers(waivers, statements, verify=lambda signed, owner: signed.envelope == "good")
 
 
 def test_a_valid_waiver_lets_one_undecided_check_through() -> None:
