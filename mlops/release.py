@@ -89,9 +89,8 @@ def export(it: Release) -> StepRun:
 
 def judge(it: Release) -> StepRun | Refusal:
     """5. The gate judges the exported candidate, the thing that will serve, on rows that no training saw."""
-    candidate, manifest = it.done("export").outputs["candidate"], it.done("data").outputs["manifest"]
-    run_id = it.done("sweep").facts["mlflow_run_id"]
-    what = {"product": it.product, "candidate": candidate, "manifest": manifest, "run_id": run_id}
+    candidate, run_id = it.done("export").outputs["candidate"], it.done("sweep").facts["mlflow_run_id"]
+    what = {"product": it.product, "candidate": candidate, "run_id": run_id, **it.done("data").outputs}
     return gate_step(it.bench, **what, spender=it.person, verify_signature=open_verifier(it.bench, it.product))
 
 
