@@ -1,4 +1,4 @@
-"""The data plane against DVC's command line and pyarrow, side by side in one run: `make bench-data`.
+"""The data plane against DVC's command line, pyarrow, MosaicML streaming and litdata, in one run: `make bench-data`.
 
 Writes benchmarks/results/data.json. Leaves to others: correctness (tests/*/datasets).
 """
@@ -31,6 +31,7 @@ from mlops.datasets.reader import ShardReader
 from mlops.datasets.rewriting import rewrite_shards
 from mlops.datasets.schema import SUBJECT_COLUMN, Schema
 from mlops.datasets.shards import ColumnSums, writer_name
+from mlops.datasets.subject_index import load_subjects
 from mlops.datasets.typing_rows import arrow_schema
 from mlops.datasets.version import load_dataset_version, read_shard
 from mlops.places import Places
@@ -39,6 +40,9 @@ from mlops.provenance.digest import hex_of
 COLUMNS = 8
 ROOT = Path(__file__).resolve().parents[1]
 STEP_SECONDS = 0.05
+PEER_PLACE = ".venv-bench-data"
+PEER_PACKAGES = ("mosaicml-streaming==0.13.0", "litdata==0.2.76", "pyarrow")
+PEER_FORMS = {"rows": "one sample a row, as its manual shows", "blocks": "one sample a whole batch of columns"}
 
 
 def make_schema(groups: int) -> Schema:
@@ -138,12 +142,17 @@ def measure_change(places: Places) -> list[Row]:
 
 def measure_forgetting(places: Places) -> list[Row]:
     version = load_dataset_version(places, "big")
-    subject = read_shard(version, version.manifest.shards[7], columns=[SUBJECT_COLUMN]).column(0)[11].as_py()
+    shard = version.manifest.shards[7]
+    subject = read_shard(version, shard, columns=[SUBJECT_COLUMN]).column(0)[11].as_py()
+    load_subjects(places, version, shard)  # the index is there
     started = time.perf_counter()
     done = forget_subjects(places, "big", [subject])
     ours = time.perf_counter() - started
-    how = f"{done.rows_removed} rows in {len(done.rewrite.replaced)} shard; found by an index that is built on the way"
-    return [line("forget one person, data path", ours=ours, rival=None, asked=None, unit="s", holds=None, how=how)]
+    size = f"{version.manifest.bytes / 1e9:.2f} GB in {len(version.manifest.shards)} shards"
+    how = f"{done.rows_removed} rows in {len(done.rewrite.replaced)} shard of {size}, with the index there"
+    asked = "at most 1"
+    name = "forget one person, data path"
+    return [line(name, ours=ours, rival=None, asked=asked, unit="s", holds=ours <= 1, how=how)]
 
 
 def measure_reading(places: Places, *, batch_size: int) -> list[Row]:
@@ -165,6 +174,7 @@ def measure_reading(places: Places, *, batch_size: int) -> list[Row]:
     ours, rival = max(rates["ours"]) / 1e6, max(rates["pyarrow"]) / 1e6
     cached = measure_utilisation(version, cache, run)
     return [
+        *measure_peers(places, files[0], ours=ours, batch_size=batch_size),
         line(
             "sequential epoch from the node cache",
             ours=ours,
@@ -195,6 +205,35 @@ def measure_reading(places: Places, *, batch_size: int) -> list[Row]:
             how="the same with the node cache filled",
         ),
     ]
+
+
+def measure_peers(places: Places, file: Path, *, ours: float, batch_size: int) -> list[Row]:
+    """Our rate of a sequential epoch (million rows/s) against MosaicML streaming and litdata over rows of one shard."""
+    python = ROOT / PEER_PLACE / "bin" / "python"
+    if not python.is_file():
+        print(f"installing {', '.join(PEER_PACKAGES)} into {PEER_PLACE}", file=sys.stderr)
+        subprocess.run([sys.executable, "-m", "venv", str(ROOT / PEER_PLACE)], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
+    few = places.root / "few.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 60_000), few)
+    found = []
+    for peer in ("streaming", "litdata"):
+        for form, source in (("rows", few), ("blocks", file)):
+            folder = places.root / "peers" / f"{peer}-{form}"
+            command = [python, "benchmarks/data_peers.py", peer, form, source, folder, str(batch_size)]
+            done = subprocess.run(
+                ["timeout", "120", *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                print(f"{peer} with {form} failed: {done.stderr[-2000:]}", file=sys.stderr)
+                continue
+            rival = json.loads(done.stdout[done.stdout.rindex("{") :])["rate"] / 1e6
+            how = f"the same rows of one shard, {PEER_FORMS[form]}, torch's DataLoader with two workers; best of 3"
+            name = f"sequential epoch, ours and {peer} ({form})"
+            holds = ours > rival
+            asked = "ahead of it"
+            found.append(line(name, ours=ours, rival=rival, asked=asked, unit="million rows/s", holds=holds, how=how))
+    return found
 
 
 def measure_utilisation(version, cache: Path, run: dict) -> float:

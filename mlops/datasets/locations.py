@@ -6,6 +6,8 @@ Only the documented file format is read, so that readers need not import DVC. Le
 from __future__ import annotations
 
 import configparser
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
@@ -13,6 +15,7 @@ from urllib.parse import urlparse
 from mlops.errors import DatasetError
 from mlops.places import Places
 
+PEERS_VARIABLE = "MLOPS_DATA_PEERS"
 DVC_CONFIG = """\
 [core]
     analytics = false
@@ -76,6 +79,14 @@ def load_locations(places: Places) -> Locations:
         cache=_resolve(folder, parser.get("cache", "dir", fallback="cache")),
         remotes=tuple(ordered),
     )
+
+
+def load_peers(environment: Mapping[str, str] = os.environ) -> tuple[str, ...]:
+    """Stores of other nodes that are nearer than the remotes: folders or URLs, separated by commas.
+
+    A node offers what lies in its DVC cache, below `files/md5`.
+    """
+    return tuple(url.strip().rstrip("/") for url in environment.get(PEERS_VARIABLE, "").split(",") if url.strip())
 
 
 def prepare_dvc_files(places: Places) -> None:

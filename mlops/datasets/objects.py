@@ -25,17 +25,20 @@ def read_object(urls: tuple[str, ...], md5: str, *, what: str, sha256: str | Non
     Raises:
         DatasetError: No store has it, or every store's copy has other bytes.
     """
-    changed = []
-    for content, place in _find_copies(urls, md5):
+    changed: list[str] = []
+    unreachable: list[str] = []
+    for content, place in _find_copies(urls, md5, unreachable=unreachable):
         if _has_digests(content, md5=md5.removesuffix(".dir"), sha256=sha256):
             return content
         changed.append(f"{place}: {len(content)} bytes that are not md5 {md5}")
     if changed:
         raise DatasetError(
             f"{what} changed where it is stored",
-            items=tuple(changed),
+            items=(*changed, *unreachable),
             hint="delete the changed copies and run `mlops dataset import` again, or fetch them from a good remote",
         )
+    if unreachable:
+        raise DatasetError(f"{what} cannot be read", items=tuple(unreachable), hint="is the remote reachable?")
     raise DatasetError(
         f"{what} (md5 {md5}) is in no store",
         items=tuple(urls),
@@ -74,7 +77,8 @@ def is_local(url: str) -> bool:
     return urlparse(url).scheme in ("", "file")
 
 
-def _find_copies(urls: tuple[str, ...], md5: str) -> Iterator[tuple[bytes, str]]:
+def _find_copies(urls: tuple[str, ...], md5: str, *, unreachable: list[str]) -> Iterator[tuple[bytes, str]]:
+    """Copies of an object, store by store; a store that cannot be asked is noted and passed over."""
     for url in urls:
         place = object_path(url, md5)
         try:
@@ -88,7 +92,7 @@ def _find_copies(urls: tuple[str, ...], md5: str) -> Iterator[tuple[bytes, str]]
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            raise DatasetError(f"{place} cannot be read: {error}", hint="is the remote reachable?") from error
+            unreachable.append(f"{place}: {error}")
 
 
 def _has_digests(content: bytes, *, md5: str, sha256: str | None) -> bool:

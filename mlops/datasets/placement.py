@@ -50,6 +50,15 @@ def assign_groups(nodes: Sequence[str], *, groups: int = CANONICAL_GROUPS) -> np
     return owners
 
 
+def rank_nodes(nodes: Sequence[str], sha256: str) -> tuple[str, ...]:
+    """Nodes in the order in which a shard is asked for: the one that is to hold it first, then the next best."""
+    if not nodes:
+        return ()
+    group = np.array([canonical_group(sha256)], dtype=np.uint64)
+    scores = _mix(_mix(group) ^ np.array([_seed(node) for node in nodes], dtype=np.uint64))
+    return tuple(nodes[place] for place in np.argsort(scores, kind="stable")[::-1])
+
+
 def is_own(sha256: str, *, node: int, owners: npt.NDArray[np.int32]) -> bool:
     """Whether a shard is to be held by a node."""
     return bool(owners[canonical_group(sha256, groups=len(owners))] == node)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlops.datasets.locations import load_locations
+from mlops.datasets.locations import load_locations, load_peers
 from mlops.datasets.manifest import (
     MANIFEST_FILE,
     SCHEMA_FILE,
@@ -32,6 +32,7 @@ from mlops.datasets.parts import (
     split_digest,
 )
 from mlops.datasets.pins import parse_directory
+from mlops.datasets.placement import rank_nodes
 from mlops.datasets.schema import SUBJECT_COLUMN, Schema
 from mlops.errors import DatasetError, MlopsError
 from mlops.places import Places
@@ -55,6 +56,8 @@ class DatasetVersion:
     manifest: Manifest
     object_urls: tuple[str, ...]
     """Folders or remotes to look in, nearest first; an object lies at `<url>/<2 hex>/<30 hex>`."""
+    peer_urls: tuple[str, ...] = ()
+    """Stores of other nodes, asked for a shard after the first of `object_urls` and before the others."""
 
 
 def load_dataset_version(places: Places, name: str, *, revision: str | None = None) -> DatasetVersion:
@@ -69,6 +72,10 @@ def load_dataset_version(places: Places, name: str, *, revision: str | None = No
     Raises:
         DatasetError: Unknown dataset or revision, missing or changed objects.
     """
+    return replace(_load_version(places, name, revision=revision), peer_urls=load_peers())
+
+
+def _load_version(places: Places, name: str, *, revision: str | None) -> DatasetVersion:
     pins = require_part_pins(places, name) if revision is None else ()
     urls = load_locations(places).object_urls
     if revision is not None and revision.endswith(".dir"):
@@ -149,7 +156,9 @@ def read_shard(version: DatasetVersion, shard: Shard, *, columns: Sequence[str] 
     from mlops.datasets.typing_rows import arrow_schema
 
     what = f"shard {shard.relpath} of dataset {version.name}"
-    content = read_object(version.object_urls, shard.md5, what=what, sha256=shard.sha256)
+    first, *others = version.object_urls
+    urls = (first, *rank_nodes(version.peer_urls, shard.sha256), *others)
+    content = read_object(urls, shard.md5, what=what, sha256=shard.sha256)
     schema = arrow_schema(version.schema.columns)
     names = list(columns) if columns is not None else schema.names
     table = pq.read_table(io.BytesIO(content), columns=names, use_threads=False)

@@ -1,6 +1,6 @@
 import pytest
 
-from mlops.datasets.locations import load_locations, prepare_dvc_files
+from mlops.datasets.locations import load_locations, load_peers, prepare_dvc_files
 from mlops.errors import DatasetError
 from mlops.places import Places
 
@@ -46,3 +46,9 @@ def test_what_a_project_already_says_is_kept(tmp_path):
     write_config(Places(tmp_path), "mine")
     prepare_dvc_files(Places(tmp_path))
     assert (tmp_path / ".dvc" / "config").read_text() == "mine"
+
+
+def test_peers_are_named_by_the_environment():
+    assert load_peers({}) == ()
+    named = {"MLOPS_DATA_PEERS": "/mnt/b/files/md5/, http://c:1/files/md5,"}
+    assert load_peers(named) == ("/mnt/b/files/md5", "http://c:1/files/md5")

@@ -1,7 +1,9 @@
+import hashlib
+
 import numpy as np
 import pytest
 
-from mlops.datasets.placement import assign_groups, canonical_group, canonical_groups, is_own
+from mlops.datasets.placement import assign_groups, canonical_group, canonical_groups, is_own, rank_nodes
 from mlops.errors import DatasetError
 
 NODES = [f"node-{number}" for number in range(16)]
@@ -35,3 +37,15 @@ def test_many_and_one_agree():
 def test_no_node_or_one_twice_is_refused(nodes):
     with pytest.raises(DatasetError):
         assign_groups(nodes)
+
+
+def test_a_shard_is_asked_for_first_where_it_is_to_lie():
+    nodes = [f"node-{number}" for number in range(7)]
+    owners = assign_groups(nodes)
+    for number in range(50):
+        sha256 = hashlib.sha256(b"%d" % number).hexdigest()
+        ranked = rank_nodes(nodes, sha256)
+        assert ranked[0] == nodes[owners[canonical_group(sha256)]]
+        assert sorted(ranked) == nodes
+        assert rank_nodes([node for node in nodes if node != ranked[0]], sha256) == ranked[1:]
+    assert rank_nodes([], sha256) == ()

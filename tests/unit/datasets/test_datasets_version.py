@@ -1,6 +1,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,8 +48,6 @@ def test_a_shard_with_the_right_md5_and_another_sha256_is_refused(build, stored,
     version = stored(build, tmp_path / "objects")
     shards = list(version.manifest.shards)
     lying = json.loads(json.dumps([vars(shard) for shard in shards]))[0] | {"sha256": "0" * 64}
-    from dataclasses import replace
-
     manifest = replace(version.manifest, shards=(type(shards[0])(**lying), *shards[1:]))
     with pytest.raises(DatasetError, match="changed where it is stored"):
         read_split(replace(version, manifest=manifest), shards[0].split)
@@ -73,3 +72,28 @@ def test_a_directory_with_a_shard_fewer_is_refused_by_its_manifest(build, stored
     path.write_bytes(content)
     with pytest.raises(DatasetError, match="disagree about 1 shards"):
         load_version_of((str(tmp_path / "objects"),), "people", dvc_digest=digest)
+
+
+def test_a_shard_comes_from_a_peer_before_the_remote_and_a_bad_peer_is_passed_over(version, tmp_path):
+    whole, cache, peer, remote = (tmp_path / name for name in ("objects", "cache", "peer", "remote"))
+    shutil.copytree(whole, peer)
+    there = replace(version, object_urls=(str(cache), str(remote)), peer_urls=(str(peer),))
+    expected = read_split(version, "train")
+    assert read_split(there, "train").equals(expected)  # the remote has nothing
+    shutil.copytree(whole, remote)
+    for shard in version.manifest.shards_of("train"):
+        path = Path(object_path(str(peer), shard.md5))
+        path.write_bytes(b"changed on the peer")
+    assert read_split(there, "train").equals(expected)
+
+
+def test_a_store_that_cannot_be_asked_is_passed_over_and_named_when_no_other_has_the_object(version, tmp_path, moved):
+    down, whole = tmp_path / "down", tmp_path / "objects"
+    shard = version.manifest.shards_of("train")[0]
+    for one in version.manifest.shards:
+        Path(object_path(str(down), one.md5)).mkdir(parents=True)  # reading it is an OSError
+    assert read_split(moved(version, down, whole), "train").num_rows == read_split(version, "train").num_rows
+    with pytest.raises(DatasetError, match=f"{shard.relpath} of dataset people cannot be read") as caught:
+        read_split(moved(version, down), "train")
+    assert str(down) in caught.value.items[0]
+    assert caught.value.hint == "is the remote reachable?"
