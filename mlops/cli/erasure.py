@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlops.cli.rendering import emit_json, refuse, render_table
-from mlops.errors import Reason, Refusal
+from mlops.errors import EXIT_REFUSED, Reason, Refusal
 
 if TYPE_CHECKING:
     from mlops.erasure.sql_erasure import RequestRow
@@ -241,6 +241,35 @@ def access(dataset: str, *, output: Path | None, sealed: Path | None, as_json: b
     if output is not None:
         click.echo(f"{len(found.rows)} rows are sealed in {output}; its key, shown once: {shown['key']}")
         click.echo(f"to read it: mlops erasure access {dataset} --open {output}   (key on standard input)")
+
+
+@erasure.command(epilog=_STDIN)
+@click.argument("dataset")
+@click.option("--values", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Values, one a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print every finding as JSON.")
+def scan(dataset: str, *, values: Path | None, as_json: bool) -> None:
+    """Look for the people on standard input in every store of the project; exit 1 when something of them is left.
+
+    Archives, tables, tensors, databases, image layers and git objects are opened. With --values also values that only
+    these people have are looked for, wherever they stand.
+    """
+    from mlops.erasure.scanning import Needles, scan_project
+    from mlops.project.opening import open_project
+
+    project = open_project()
+    wanted = values.read_text(encoding="utf-8").split("\n") if values is not None else []
+    needles = Needles(frozenset(_read_people(project, dataset)), frozenset(filter(None, map(str.strip, wanted))))
+    found = scan_project(project, needles)
+    matches = [finding for finding in found if finding.is_match]
+    if as_json:
+        emit_json([vars(finding) for finding in found])
+    else:
+        for finding in found:
+            click.echo(f"{finding.what}  {finding.place}")
+        unread = len(found) - len(matches)
+        click.echo(f"{len(matches)} places hold something of them; {unread} could not be looked into")
+    if matches:
+        raise click.exceptions.Exit(EXIT_REFUSED)
 
 
 @erasure.command()
