@@ -131,8 +131,9 @@ def sign(product: str, about: str, until: datetime, reason: str, person: str | N
 
 @gate.command("show")
 @click.argument("reference")
+@click.option("--card", "is_card", is_flag=True, help="Print the model card (Markdown) instead.")
 @click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON.")
-def show(reference: str, as_json: bool) -> None:
+def show(reference: str, is_card: bool, as_json: bool) -> None:
     """Show the newest result of a product, or the one with this digest (`sha256:…` or its first digits)."""
     from mlops.evaluation import store  # loads jinja2
     from mlops.project.opening import open_project
@@ -148,14 +149,13 @@ def show(reference: str, as_json: bool) -> None:
     if as_json:
         emit_json(content)
         return
-    click.echo(
-        f"{content['verdict']}  {content['product']}, candidate {content['candidate'][7:19]}, {content['judged_at']}"
-    )
-    rows = [
-        (check["verdict"], "stops" if check["stops"] else "", check["title"], check["explanation"])
-        for check in content["checks"]
-    ]
-    click.echo(render_table(("verdict", "", "check", "why"), rows))
+    shown = found / (store.CARD_FILE if is_card else store.TEXT_FILE)
+    if shown.is_file():
+        click.echo(shown.read_text(encoding="utf-8").rstrip())
+    else:  # kept by an earlier version of this program
+        rows = [(check["verdict"], "stops" if check["stops"] else "", check["title"]) for check in content["checks"]]
+        click.echo(render_table(("verdict", "", "check"), rows))
+    click.echo(f"judged {content['judged_at']}")
     click.echo(f"page   {found / 'gate.html'}")
 
 

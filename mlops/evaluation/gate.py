@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,6 +26,7 @@ from mlops.evaluation.decisions import combine_verdicts, decide_claims, explain_
 from mlops.evaluation.fork_crew import ForkCrew, call_apart, load_libraries
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.judged import Answers, JudgedModel, load_judged
+from mlops.evaluation.model_card import describe_model
 from mlops.evaluation.plain_reference import price_fairness
 from mlops.evaluation.policy import AnyRule, Policy
 from mlops.evaluation.reference_membership import AuditPool
@@ -275,11 +276,14 @@ def _result(rule: AnyRule, heard: Heard, judged: tuple[JudgedClaim, ...] | None)
 
 def _context(hearing: Hearing) -> dict[str, Any]:
     """What readers want to know beside the verdict; what cannot be computed is left out."""
-    try:
+    found: dict[str, Any] = {}
+    with suppress(Exception):
+        found["model"] = describe_model(hearing.policy, hearing.model.contract)
+    with suppress(Exception):
         price = price_fairness(hearing)
-    except Exception:
-        return {}
-    return {"price_of_fairness": price} if price else {}
+        if price:
+            found["price_of_fairness"] = price
+    return found
 
 
 def _fixed_inputs(request: GateRequest) -> dict[str, str]:

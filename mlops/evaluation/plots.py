@@ -107,6 +107,47 @@ def bars(rows: Sequence[tuple[str, float]], *, limit: float | None = None) -> st
     )
 
 
+def over_radius(points: Sequence[Mapping[str, float]], *, limit: float | None) -> str:
+    """Right answers that survive, over the size of the lie in units of the policy's steps."""
+    left, top, width, height = 56, 12, 330, 190
+    widest = max(point["scale"] for point in points)
+
+    def place(point: Mapping[str, float]) -> tuple[float, float]:
+        return left + width * point["scale"] / widest, top + height * (1 - point["accuracy"])
+
+    parts = [f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="{LINE}"/>']
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        y = top + height * (1 - value)
+        parts.append(f'<line x1="{left}" y1="{y}" x2="{left + width}" y2="{y}" stroke="{LINE}"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4}" text-anchor="end" fill="{MUTED}">{100 * value:.0f}%</text>')
+    places = [place(point) for point in points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    parts.append(f'<polyline points="{line}" stroke="{SERIES[0]}" stroke-width="2" fill="none"/>')
+    for point, (x, y) in zip(points, places, strict=True):
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{SERIES[0]}"/>')
+        parts.append(
+            f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle" fill="{MUTED}">{point["scale"]:g}×</text>'
+        )
+    if limit is not None:
+        x, y = place({"scale": 1.0, "accuracy": limit})
+        parts.append(
+            f'<line x1="{x:.1f}" y1="{top}" x2="{x:.1f}" y2="{top + height}" stroke="{MUTED}" stroke-dasharray="2 3"/>'
+        )
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="none" stroke="{LIMIT}" stroke-width="2"/>')
+        parts.append(f'<text x="{x + 9:.1f}" y="{y + 4:.1f}" fill="{LIMIT}">asked {100 * limit:.0f} %</text>')
+    parts.append(
+        f'<text x="{left + width / 2}" y="{top + height + 34}" text-anchor="middle">'
+        "size of the change, 1× is what the policy allows</text>"
+    )
+    parts.append(
+        f'<text transform="translate(12 {top + height / 2}) rotate(-90)" text-anchor="middle">still right</text>'
+    )
+    said = ", ".join(f"{point['scale']:g}x {100 * point['accuracy']:.0f} %" for point in points)
+    return _svg(
+        left + width + 60, top + height + 42, *parts, label=f"robust accuracy over the size of the change: {said}"
+    )
+
+
 def roc_on_log_axes(curves: Mapping[str, Sequence[Sequence[float]]]) -> str:
     """True against false positive rate of attacks; the grey line is guessing."""
     left, top, size, floor = 56, 12, 270, 1e-3

@@ -247,6 +247,10 @@ class Policy(Spec):
 
     version: Literal[1]
     product: str
+    purpose: str = ""
+    """What the model is for, for the model card."""
+    not_for: str = ""
+    """What it must not be used for, for the model card."""
     favourable_class: str
     """The answer that people want: `>50K`."""
     alpha: float = Field(default=0.05, gt=0, le=0.2)

@@ -15,13 +15,17 @@ from mlops.evaluation import plots
 from mlops.evaluation.verdicts import CheckResult, GateResult, JudgedClaim, Verdict
 from mlops.evaluation.wording import advise, describe_claim, explain_check, headline, show, suggest_change
 
+ATTRIBUTIONS_SHOWN = 15
 MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.UNDECIDED: "?"}
 FAMILIES: tuple[tuple[str, frozenset[str]], ...] = (
+    ("Company values and law", frozenset({"value"})),
     ("Quality", frozenset({"accuracy", "loss", "auc", "calibration", "champion"})),
     ("Fairness", frozenset({"selection-rate-gap", "equalized-odds-gap", "equal-opportunity-gap"})),
+    ("Behaviour", frozenset({"monotone", "direction", "invariance", "functionality", "incidents"})),
+    ("Explanation", frozenset({"attribution", "arbitrary-decisions"})),
     ("Robustness", frozenset({"evasion", "backdoor"})),
     ("Privacy", frozenset({"membership", "reference-membership"})),
-    ("Artefact, values, behaviour and incidents", frozenset()),
+    ("Artefact and data", frozenset()),
 )
 """Headings of the report; the last one takes every kind that no other names."""
 
@@ -45,7 +49,7 @@ def render_report(result: GateResult, *, judged_at: str = "") -> str:
         result=result,
         headline=headline(result),
         advice=advise(result),
-        families=_families(result),
+        families=group_by_family(result),
         price=price,
         price_plot=Markup(plots.price(price["gaps"])) if price else "",  # noqa: S704 - our own SVG, its texts escaped
         judged_at=judged_at,
@@ -72,7 +76,7 @@ def render_text(result: GateResult) -> str:
         lines += [f"      {item.why}", f"      → {item.change}"]
         if item.check.undecided_reason and item.check.verdict is Verdict.UNDECIDED:
             lines.append(f"      may go through because: {item.check.undecided_reason}")
-    for family, checks in _families(result):
+    for family, checks in group_by_family(result):
         lines += ["", family]
         for check in checks:
             role = "" if check.is_blocking else "  (advisory)"
@@ -86,7 +90,8 @@ def render_text(result: GateResult) -> str:
     return "\n".join(lines)
 
 
-def _families(result: GateResult) -> list[tuple[str, list[CheckResult]]]:
+def group_by_family(result: GateResult) -> list[tuple[str, list[CheckResult]]]:
+    """The checks under the report's headings, empty ones left out."""
     named = frozenset().union(*(kinds for _, kinds in FAMILIES))
     groups = [
         (title, [check for check in result.checks if check.kind in kinds or (not kinds and check.kind not in named)])
@@ -120,6 +125,16 @@ def _figures(check: CheckResult) -> list[Markup]:
     if details.get("attacks"):
         limit = check.claims[0].claim.threshold if check.claims else None
         drawn.append(plots.bars([(row["attack"], row["accuracy"]) for row in details["attacks"]], limit=limit))
+    if details.get("over_radius"):
+        limit = check.claims[0].claim.threshold if check.claims else None
+        drawn.append(plots.over_radius(details["over_radius"], limit=limit))
+    if details.get("attributions"):
+        shown = details["attributions"][:ATTRIBUTIONS_SHOWN]
+        drawn.append(plots.bars([(row["column"], row["share"]) for row in shown]))
+    if details.get("twins"):
+        drawn.append(
+            plots.bars([(f"trial {row['trial']} decides otherwise", row["share"]) for row in details["twins"]])
+        )
     if details.get("attack_roc"):
         drawn.append(plots.roc_on_log_axes(details["attack_roc"]))
     if details.get("calibration"):

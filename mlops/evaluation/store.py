@@ -11,18 +11,23 @@ from typing import Any
 
 from mlops.clock import render_time
 from mlops.errors import EvaluationError
-from mlops.evaluation.report import render_report
+from mlops.evaluation.model_card import render_card
+from mlops.evaluation.report import render_report, render_text
 from mlops.evaluation.verdicts import GateResult
 from mlops.files import remove_tree, write_atomically
 from mlops.places import Places
 from mlops.provenance.digest import digest_json, hex_of
 
+TEXT_FILE, CARD_FILE = "gate.txt", "model_card.md"
+
 
 def keep_result(places: Places, result: GateResult, *, judged_us: int) -> Path:
-    """Write JSON and page; returns their folder, named by the result's digest."""
+    """Write JSON, page, text and model card; returns their folder, named by the result's digest."""
     folder = places.evidence / hex_of(result.digest)
     content = {**result.to_json(), "judged_at": render_time(judged_us), "judged_us": judged_us}
     write_atomically(folder / "gate.html", render_report(result, judged_at=render_time(judged_us)))
+    write_atomically(folder / TEXT_FILE, render_text(result) + "\n")
+    write_atomically(folder / CARD_FILE, render_card(result))
     write_atomically(folder / "gate.json", json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return folder
 

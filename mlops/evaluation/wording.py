@@ -21,6 +21,7 @@ NEXT_STEPS = {
     "not-finite": "find out why the model answers NaN; it must not serve",
     "parity-broken": "export again: model.onnx is not the model that was trained",
     "no-references": "train the sweep with an audit pool",
+    "no-twins": "judge with the sweep's ledger at hand, run more trials, or widen `objective_within`",
     "no-champion": "pass the version in production, or let the policy allow a first release",
     "unanswered": "the owner signs a statement, or the clause names a check",
     "statement-not-valid": "the owner signs the statement again",
@@ -116,7 +117,7 @@ def _move(claim: Claim, *, kind: str) -> str:
     is_minimum = claim.direction == "at least"
     distance = abs(evidence.estimate - claim.threshold)
     slack = evidence.estimate - evidence.lower if is_minimum else evidence.upper - evidence.estimate
-    what = "It" if claim.name == "all" else claim.name
+    what = "It" if claim.name == "all" else f"{claim.name}: the value"
     return (
         f"{what} must {'rise' if is_minimum else 'fall'} by {show(distance, kind)} to reach the limit, and by about "
         f"{show(distance + max(slack, 0.0), kind)} to show it with these rows."

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops.evaluation.checks.quality import claim_at_least
+from mlops.evaluation.checks.radius import robust_over_radius
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.policy import EvasionRule
 from mlops.evaluation.verdicts import Findings, NotEvaluableError
@@ -65,6 +66,7 @@ def check_evasion(rule: EvasionRule, hearing: Hearing) -> Findings:
     details = {
         "attacks": [{"attack": name, "accuracy": float(mask.mean())} for name, mask in shares.items()],
         "changes": [change.model_dump(mode="json") for change in rule.changes],
+        "over_radius": robust_over_radius(rule, hearing, survives=partial(_survives, "pgd-restarts", rule, hearing)),
     }
     return Findings((claim,), details)
 

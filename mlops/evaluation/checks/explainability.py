@@ -86,19 +86,14 @@ def _attribute(rule: AttributionRule, hearing: Hearing, rows: Rows, *, seed: int
 
 
 def _completeness(rule: AttributionRule, found: Attributions) -> Claim:
-    """The worst row, reported to a power of ten: the last bits depend on the machine's vector width."""
-    worst = float(found.completeness_error.max())
-    is_good = worst <= rule.maximum_completeness_error
-    rounded = 0.0 if worst == 0 else float(f"{worst:.0e}")
-    fact = Evidence(rounded, rounded, rounded, p_good=0.0 if is_good else 1.0, p_bad=1.0 if is_good else 0.0)
-    return Claim(
-        "completeness error",
-        "at most",
-        rule.maximum_completeness_error,
-        n=len(found.explained),
-        evidence=fact,
-        text="largest difference between a row's attributions and the answer that they explain, in log-odds",
-    )
+    """Every row's attributions must add up; the worst error is said to a power of ten, as its last bits depend on the
+    machine's vector width."""
+    error = found.completeness_error
+    share = float((error > rule.maximum_completeness_error).mean())
+    fact = Evidence(share, share, share, p_good=0.0 if share == 0 else 1.0, p_bad=1.0 if share == 0 else 0.0)
+    limit = f"{rule.maximum_completeness_error:g}"
+    text = f"rows whose grounds miss their answer by more than {limit} log-odds; the worst by {error.max():.0e}"
+    return Claim("grounds that do not add up", "at most", 0.0, n=len(error), evidence=fact, text=text)
 
 
 def _proxy_share(rule: AttributionRule, found: Attributions, hearing: Hearing, *, maximum: float) -> Claim:

@@ -9,6 +9,7 @@ import pytest
 from mlops.clock import SystemClock
 from mlops.errors import EvaluationError
 from mlops.evaluation.gate import judge_hearing
+from mlops.evaluation.model_card import render_card
 from mlops.evaluation.planted import PLANTED, open_planted
 from mlops.evaluation.policy import Policy
 from mlops.evaluation.report import render_report, render_text
@@ -26,6 +27,16 @@ checks:
   - {name: gap, kind: equalized-odds-gap, by: [sex], maximum: 0.2, owner: me, reason: a reason of a sentence}
   - {name: cal, kind: calibration, maximum: 0.5, owner: me, reason: a reason of a sentence}
   - {name: mem, kind: membership, maximum_auc: 0.9, maximum_tpr: 0.9, owner: me, reason: a reason of a sentence}
+  - name: lies
+    kind: evasion
+    minimum: 0.5
+    attacks: [fgsm]
+    rows: 100
+    steps: 3
+    changes: [{column: hours, up: 2, down: 2}]
+    owner: me
+    reason: a reason of a sentence
+  - {name: grounds, kind: attribution, rows: 50, draws: 4, owner: me, reason: a reason of a sentence}
   - {name: lost, kind: accuracy, minimum: 0.1, by: [nobody], owner: me, reason: a reason of a sentence}
 """
 
@@ -54,11 +65,43 @@ def test_the_terminal_says_what_the_page_says(result: GateResult) -> None:
     assert result.digest in text
 
 
+def test_each_plot_stands_beside_its_check(result: GateResult) -> None:
+    page = render_report(result)
+    for label in (
+        "rates by group",
+        "calibration",
+        "ROC of membership",
+        "robust accuracy over the size",
+        "shares: merit",
+    ):
+        assert f'aria-label="{label}' in page, label
+
+
+def test_robust_accuracy_never_rises_with_the_size_of_the_lie(result: GateResult) -> None:
+    points = next(check for check in result.checks if check.name == "lies").details["over_radius"]
+    shares = [point["accuracy"] for point in points]
+    assert [point["scale"] for point in points] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.5]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > shares[-1]
+
+
+def test_the_model_card_has_the_verdict_every_check_and_what_falls_short(result: GateResult) -> None:
+    card = render_card(result)
+    assert card.startswith("# Model card: planted\n\n**FAIL**")
+    assert "merit (number), hours (number), sector (category)" in card
+    assert all(check.title in card for check in result.checks)
+    caveats = card.partition("## Caveats")[2]
+    assert "Right</b> answers is FAIL" in caveats
+    assert "cal is PASS" not in caveats
+
+
 def test_a_kept_result_is_found_and_a_changed_one_is_refused(result: GateResult, tmp_path: Path) -> None:
     places = Places(tmp_path)
     folder = keep_result(places, result, judged_us=1_800_000_000_000_000)
     assert find_newest(places, product="planted") == folder
     assert load_kept(folder)["verdict"] == "FAIL"
+    assert (folder / "gate.txt").read_text() == render_text(result) + "\n"
+    assert (folder / "model_card.md").read_text() == render_card(result)
     content = json.loads((folder / "gate.json").read_text())
     content["verdict"] = "PASS"
     (folder / "gate.json").write_text(json.dumps(content))
