@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops.evaluation.hearing import Hearing
-from mlops.evaluation.policy import Change, EvasionRule
+from mlops.evaluation.surface_rules import Change, EvasionRule
 
 if TYPE_CHECKING:
     from mlops.evaluation.attack_surface import Surface
