@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops.evaluation.hearing import Hearing
-from mlops.evaluation.surface_rules import Change, EvasionRule
+from mlops.evaluation.policy import EvasionRule
+from mlops.evaluation.surface_rules import Change
 
 if TYPE_CHECKING:
     from mlops.evaluation.attack_surface import Surface
