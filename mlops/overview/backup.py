@@ -75,6 +75,7 @@ def write_backup(project: Project, target: Path, *, passphrase: str, say: Callab
     """
     aside = target.with_name(f".{target.name}.part")
     try:
+        project.places.state.mkdir(parents=True, exist_ok=True)
         aside.touch(mode=0o600)
         aside.chmod(0o600)
         with aside.open("wb") as stream, tempfile.TemporaryDirectory(dir=project.places.state) as scratch:
