@@ -19,6 +19,7 @@ from mlops.files import write_atomically
 from mlops.provenance.digest import canonical_json, digest_folder, hex_of
 from mlops.training.candidate import Candidate, load_candidate
 from mlops.training.contract import Contract
+from mlops.training.private_training import load_privacy
 from mlops.training.trainer import RESERVED, load_trainer
 
 if TYPE_CHECKING:
@@ -98,6 +99,9 @@ def _write_candidate(
         write_atomically(scratch / "weights.safetensors", request.weights_file.read_bytes())
         write_atomically(scratch / "trainer.py", request.trainer_file.read_bytes())
         origin = {"params": params, "sweep": request.sweep_id, "trial": request.trial, "seed": request.seed}
+        privacy = load_privacy(request.weights_file.parent)
+        if privacy is not None:
+            origin["privacy"] = privacy
         for name, content in {
             "params.json": origin,
             "contract.json": request.contract.to_json(),

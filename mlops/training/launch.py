@@ -30,6 +30,7 @@ WORKER_CODE = (
     "mlops.datasets.plan",
     "mlops.training.worker",
     "mlops.training.audit_pool",
+    "mlops.training.private_training",
     "mlops.training.measuring",
     "mlops.training.seeds",
     "mlops.training.optuna_search",

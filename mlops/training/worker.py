@@ -27,6 +27,7 @@ from mlops.training.attempt import SYSTEM_PREFIX, Answer, AttemptTask, BatchSour
 from mlops.training.audit_pool import choose_pool, draw_members, keep_mask, save_audit, score_pool, select_rows
 from mlops.training.checkpoints import CheckpointWriter, fence_folder, load_newest, require_unfenced, save_weights
 from mlops.training.measuring import measure
+from mlops.training.private_training import PrivateTraining, keep_privacy, make_private
 from mlops.training.random_state import pack_random, unpack_random
 from mlops.training.seeds import derive_seed
 from mlops.training.trainer import load_trainer
@@ -101,6 +102,7 @@ class Worker:
         self._writer = CheckpointWriter(Path(task.trial_folder), attempt=task.attempt)
         self._steps = 0
         self._shown = (0, 0, time.monotonic_ns())
+        self._private: PrivateTraining | None = None
         self._pool: NDArray[np.int64] | None = None
         if task.audit_pool:
             rows = source.count_rows("train")
@@ -160,6 +162,33 @@ class Worker:
         if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
             wrapped = _Autocast(wrapped)
         return wrapped
+
+    def privatize(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        noise: float,
+        clip: float,
+        batch_size: int,
+        delta: float = 1e-5,
+    ) -> PrivateTraining:
+        """Train with differential privacy: use its `model`, `optimizer` and `batches(epoch)` in the training step.
+
+        Args:
+            model: The module that is evaluated and saved.
+            optimizer: Over its parameters.
+            noise: Of the gradients' sum, as a multiple of `clip`.
+            clip: Largest norm of a row's gradient.
+            batch_size: Expected rows of a step.
+            delta: At which epsilon is stated.
+        """
+        if self.world_size > 1:
+            raise TrainingError("a private trial has one worker", hint="set workers: 1")
+        rows = self.batches("train", batch_size=MEASURE_BATCH_SIZE, shuffle=False)
+        settings: dict[str, Any] = {"noise": noise, "clip": clip, "batch_size": batch_size, "delta": delta}
+        self._private = make_private(model, optimizer, batches=rows, seed=self.seed, **settings)
+        return self._private
 
     def epochs(self, state: Mapping[str, Any]) -> Iterator[int]:
         """The epochs still to do; restores `state` from the trial's newest checkpoint first.
@@ -231,7 +260,9 @@ class Worker:
         return weights
 
     def audit(self) -> None:
-        """Keep what the final model says about the rows of the audit pool, seen and unseen."""
+        """Keep what a private training spent, and what the final model says about the audit pool, seen and unseen."""
+        if self._private is not None:
+            keep_privacy(Path(self._task.trial_folder), self._private.spend(epochs=self._task.epochs))
         if self._pool is None:
             return
         model = copy.deepcopy(self._state["model"]).cpu().eval()
