@@ -12,12 +12,13 @@ import yaml
 
 from mlops.clock import FakeClock
 from mlops.datasets.fence import find_withdrawn
-from mlops.datasets.forgetting import find_holdings, purge_shards
+from mlops.datasets.forgetting import purge_shards
 from mlops.datasets.importing import import_dataset
 from mlops.datasets.subjects import hash_subject
 from mlops.datasets.tombstones import load_purged
 from mlops.datasets.version import load_dataset_version
 from mlops.erasure import sql_erasure
+from mlops.erasure.affected import find_affected
 from mlops.erasure.requests import Submission, submit_requests
 from mlops.erasure.retraining import ReleasedVersion, Retrained
 from mlops.erasure.rollout import Move
@@ -123,7 +124,7 @@ class FakeWork:
         if self.is_store_down:
             return (FakeReceipt("dvc", "everything", "", False, "the remote is down"),)
         places = self.project.places
-        held = {it.shard.md5: it.shard for one in sorted(subjects) for it in find_holdings(places, DATASET, one)}
+        held = {it.shard.md5: it.shard for it in find_affected(self.project, DATASET, subjects).shards}
         done = purge_shards(places, DATASET, held.values())
         return tuple(FakeReceipt("dvc", "shard", f"md5:{it.md5}", it.is_gone, "") for it in done)
 
@@ -167,7 +168,7 @@ def make_erasure_world(root: Path, *, persons: int = 12, rules: dict[str, object
     with (root / "datasets" / "people.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["person", "age", "left"])
-        writer.writerows([f"p{number % persons}", 20 + number, "no"] for number in range(2 * persons))
+        writer.writerows([f"p{number % persons}", 20 + number % 100, "no"] for number in range(2 * persons))
     places.datasets_dvc.write_text("outs: []\n")
     if rules is not None:
         (root / "deploy").mkdir()
