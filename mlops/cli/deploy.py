@@ -63,15 +63,11 @@ def status(environment: str | None, *, as_json: bool) -> None:
 def reconcile(environment: str | None, *, watch: bool, dry_run: bool) -> None:
     """Make this machine serve the desired state of ENVIRONMENT (default: of every one)."""
     from mlops.cli.deploying import make_reconciler, open_site  # loads SQL and pydantic
-    from mlops.deploy.state_keeper import load_desired_state
 
     site = open_site()
     every = _load_rules(site, environment)
     if dry_run:
-        for rules in every:
-            for release in load_desired_state(site, rules.name).products:
-                shares = ", ".join(f"version {version.number} at {version.share} %" for version in release.versions)
-                click.echo(f"{rules.name} should serve {release.product}: {shares}")
+        _show_desired(site, every)
         return
     if watch:
         _watch(site, every)
@@ -132,6 +128,20 @@ def _load_rules(site: Site, environment: str | None) -> list[EnvironmentSpec]:
 
     names = [environment] if environment else list_environments(site.places)
     return [load_environment(site.places, name) for name in names]
+
+
+def _show_desired(site: Site, every: list[EnvironmentSpec]) -> None:
+    from mlops.deploy.state_keeper import find_hand_edit, load_desired_state
+
+    reasons: list[Reason] = []
+    for rules in every:
+        edited = find_hand_edit(site, rules.name)
+        reasons += edited.reasons if edited is not None else ()
+        for release in load_desired_state(site, rules.name).products:
+            shares = ", ".join(f"version {version.number} at {version.share} %" for version in release.versions)
+            click.echo(f"{rules.name} should serve {release.product}: {shares}")
+    if reasons:
+        refuse(Refusal(tuple(reasons)), what="a desired state was changed by hand")
 
 
 def _watch(site: Site, every: list[EnvironmentSpec]) -> None:

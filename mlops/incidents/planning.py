@@ -17,8 +17,9 @@ from mlops.deploy.withdrawal import plan_rollback
 from mlops.errors import MlopsError, Refusal
 from mlops.incidents.affected import Affected
 from mlops.project.opening import Project
-from mlops.provenance.steps import StepMissing
-from mlops.release import STEPS, bake
+from mlops.provenance.sql_steps import find_newest_steps
+from mlops.provenance.steps import StepMissing, StepRun
+from mlops.release import STEPS, Release, Steps, run_steps
 from mlops.training.spec import SweepSpec, load_sweep_spec
 from mlops.training.sql_trials import load_trial_seconds
 from mlops.units import Accelerators, render_money
@@ -80,28 +81,36 @@ def plan_rollbacks(site: Site, product: str, affected: Affected) -> tuple[Rollba
 
 
 def plan_retrain(project: Project, product: str) -> RetrainPlan:
-    """What a release would reuse and do as the project lies here, and what a new sweep would cost."""
-    reused: list[str] = []
-    preview = project.preview()
+    """What a release would reuse and do once the case is committed, and what a new sweep would cost."""
+    spec = load_sweep_spec(project.places.sweep_file(product))
+    preview = Release(product, spec, project.preview().workbench(lambda line: None), project.person, allow_dirty=True)
+    cost = _forecast(project, product)
     try:
-        bake(preview, product, allow_dirty=True, say=lambda line: _note(line, reused))
-        to_run: tuple[str, ...] = ()
+        run_steps(preview, {**_BEFORE_GATE, "source check": _find_source})
     except StepMissing:
-        to_run = tuple(STEPS)[len(reused) :]
+        pass
     except MlopsError as error:
-        return RetrainPlan(tuple(reused), tuple(STEPS)[len(reused) :], "", f"a release cannot start: {error.message}")
-    is_same_winner = "sweep" in reused
+        return RetrainPlan((), tuple(STEPS), cost, f"a release cannot start: {error.message}")
+    reused = tuple(name for name in preview.steps if name != "source check")
     advice = (
         "the sweep would be reused, and its winner is what failed: change data, trainer, search space or seed first"
-        if is_same_winner
+        if "sweep" in reused
         else "the sweep would run anew; the gate then judges its winner by this case too"
     )
-    return RetrainPlan(tuple(reused), to_run, _forecast(project, product), advice)
+    return RetrainPlan(reused, tuple(name for name in STEPS if name not in reused), cost, advice)
 
 
-def _note(line: str, reused: list[str]) -> None:
-    if line.strip().startswith("reused"):
-        reused.append(tuple(STEPS)[len(reused)])
+_BEFORE_GATE: Steps = dict(list(STEPS.items())[: list(STEPS).index("gate")])
+"""Steps that a new case leaves alone; the gate and all after it hang on the cases."""
+
+
+def _find_source(it: Release) -> StepRun:
+    """The last source check: it runs again for the commit with the case, costs nothing, and changes no later step."""
+    with it.bench.ledger.read() as connection:
+        found = find_newest_steps(connection, product=it.product).get("source-check")
+    if found is None:
+        raise StepMissing("source-check")
+    return StepRun(found, is_reused=True)
 
 
 def _forecast(project: Project, product: str) -> str:

@@ -64,5 +64,8 @@ def render_chain_report(report: ChainReport, *, is_long: bool) -> str:
     }
     steps = len({link.step_id for link in report.links if link.step_id})
     told = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
-    verdict = "the chain holds" if report.is_verified else f"the chain is broken in {len(report.broken)} places"
+    many = len(report.broken)
+    verdict = (
+        "the chain holds" if report.is_verified else f"the chain is broken in {many} place{'s' if many > 1 else ''}"
+    )
     return "\n".join([*lines, f"{verdict}: {steps} steps, {told or 'nothing checked'}"])

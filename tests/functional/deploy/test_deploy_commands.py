@@ -9,15 +9,15 @@ from mlops.cli.approve import approve
 from mlops.cli.deploy import deploy
 from mlops.cli.promote import promote
 from mlops.cli.rollback import rollback
-from mlops.errors import MlopsError
+from mlops.deploy.promoting import promote as move
+from mlops.errors import MlopsError, Refusal
+
+RULES = "version: 1\nname: production\napprovals: {needed: 1}\ntraffic: {ports: {income: 8711}}\n"
 
 
 @pytest.fixture
 def project(world, monkeypatch):
-    world.write(
-        "deploy/environments/production.yaml",
-        "version: 1\nname: production\napprovals: {needed: 1}\ntraffic: {ports: {income: 8711}}\n",
-    )
+    world.write("deploy/environments/production.yaml", RULES)
     world.commit("Rules")
     monkeypatch.chdir(world.root)
     return world
@@ -55,6 +55,18 @@ def test_a_clear_sentence_and_an_exit_code(case, project):
     _, told, found = call(command, *arguments)
     assert sentence in told
     assert found == code
+
+
+def test_a_dry_run_says_that_the_desired_state_was_edited_by_hand(project):
+    project.release(1)
+    assert not isinstance(move(project.site, project.rules, "income@1"), Refusal)
+    told, _, code = call(deploy, "reconcile", "--dry-run")
+    assert (told, code) == ("production should serve income: version 1 at 100 %\n", 0)
+    state = project.root / "deploy" / "desired" / "production.yaml"
+    state.write_text(state.read_text().replace("number: 1", "number: 7"))
+    told, _, code = call(deploy, "reconcile", "--dry-run")
+    assert code == 1
+    assert "desired-state-edited" in told
 
 
 def test_status_and_reconcile_of_nothing(project):

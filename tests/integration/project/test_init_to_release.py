@@ -160,7 +160,7 @@ def test_a_wrong_answer_becomes_a_case_that_stops_the_next_release(released: tup
     assert (opened["is_new"], again["is_new"]) == (True, False)
     assert opened["case"]["input"] != REQUEST
     assert 1 in [version["number"] for version in opened["affected"]["versions"]]
-    assert "sweep" in opened["retrain"]["reused"]
+    assert opened["retrain"]["reused"] == ["data", "sweep", "export"]
     assert "gate" in opened["retrain"]["to_run"]
     case = project.folder / opened["incident"]["case_path"]
     assert case.is_file()
