@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 
 from mlops.errors import ProvenanceError
+from mlops.ledger.copying import snapshot_sqlite
 from mlops.places import Places
 from mlops.registry.mlflow_door import tracking_uri
 
@@ -31,19 +32,12 @@ def snapshot_mlflow(places: Places, target: Path) -> bool:
     """Copy the database as it is at one moment; False when there is none yet.
 
     Raises:
-        ProvenanceError: It cannot be read.
+        LedgerError: It cannot be read.
     """
     source = _database(places)
     if not source.is_file():
         return False
-    try:
-        with (
-            closing(sqlite3.connect(f"file:{source}?mode=ro", uri=True)) as old,
-            closing(sqlite3.connect(target)) as new,
-        ):
-            old.backup(new)
-    except sqlite3.Error as error:
-        raise ProvenanceError(f"MLflow's store {source} cannot be copied: {error}") from error
+    snapshot_sqlite(source, target)
     return True
 
 
