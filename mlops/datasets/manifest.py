@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any
 
 from mlops.errors import DatasetError
-from mlops.provenance.digest import DIGEST_PATTERN, canonical_json, digest_bytes
+from mlops.provenance.digest import DIGEST_PATTERN, canonical_json, digest_bytes, digest_json
 
 MANIFEST_FILE = "manifest.json"
 SCHEMA_FILE = "dataset.yaml"
@@ -82,6 +83,11 @@ class Manifest:
                 f"dataset {self.dataset} has no split {split!r}", hint=f"its splits: {', '.join(self.splits) or 'none'}"
             )
         return found
+
+
+def digest_shards(shards: Sequence[Shard]) -> str:
+    """`sha256:…` of some shards' contents and groups, in their order, whatever else the version holds."""
+    return digest_json([[shard.split, shard.group, shard.sha256] for shard in shards])
 
 
 def render_manifest(manifest: Manifest) -> bytes:

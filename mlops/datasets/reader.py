@@ -8,11 +8,12 @@ Leaves to others: the order (plan.py, sampling.py), verified and decoded shards 
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mlops.datasets.manifest import Shard
+from mlops.datasets.manifest import Shard, digest_shards
 from mlops.datasets.node_cache import NodeCache, flatten_column
 from mlops.datasets.plan import WINDOW_ROWS, EpochPlan, Window, bound_step, count_steps, plan_epoch, verify_layout
 from mlops.datasets.sampling import ORDERS
@@ -108,6 +109,13 @@ class ShardReader:
         self._taken: dict[str, tuple[tuple[Shard, ...], tuple[np.ndarray | None, ...]]] = {}
         self._wait_seconds = 0.0
 
+    def of_groups(self, groups: frozenset[int]) -> ShardReader:
+        """A reader of the same version and cache in which only these isolation groups take part."""
+        narrowed = copy.copy(self)
+        narrowed._selection = replace(self._selection, groups=groups)
+        narrowed._taken, narrowed._held = {}, None
+        return narrowed
+
     def count_rows(self, split: str) -> int:
         """Rows of a split that take part."""
         shards, taken = self._select(split)
@@ -161,7 +169,7 @@ class ShardReader:
         shards, taken = self._select(split)
         plan = plan_epoch(
             tuple(_count(shard, rows) for shard, rows in zip(shards, taken, strict=True)),
-            digest=self.version.digest,
+            digest=self._digest_of(shards),
             split=split,
             seed=seed,
             epoch=epoch,
@@ -172,6 +180,15 @@ class ShardReader:
         verify_layout(plan.rows, batch_size=batch_size, rank=rank, world_size=world_size)
         run = _Run(split, shards, taken, plan, batch_size, rank, world_size, order)
         return self._ahead(self._iterate(run, start_step))
+
+    def _digest_of(self, shards: tuple[Shard, ...]) -> str:
+        """What the order depends on: the version, or with chosen groups only their shards.
+
+        So a change in one group leaves the order of the others as it was, in every later version.
+        """
+        if self._selection.groups is None:
+            return self.version.digest
+        return digest_shards(shards)
 
     def _select(self, split: str) -> tuple[tuple[Shard, ...], tuple[np.ndarray | None, ...]]:
         """Shards of a split that take part, and of each the rows (None: all)."""

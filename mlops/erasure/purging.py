@@ -25,6 +25,7 @@ from mlops.deploy.site import Site
 from mlops.erasure.affected import Affected, find_pinned
 from mlops.errors import MlopsError
 from mlops.evaluation.store import purge_findings, purge_result
+from mlops.files import remove_tree
 from mlops.project.opening import Project
 from mlops.provenance.lineage import walk_back
 from mlops.registry.mlflow_purge import purge_mlflow
@@ -32,6 +33,7 @@ from mlops.serving.oci_layout import ImageLayout
 from mlops.serving.pushed_images import delete_pushed, list_pushed
 from mlops.serving.runtime import Runtime
 from mlops.training.checkpoints import purge_sweep
+from mlops.training.isolation import find_slices
 from mlops.training.step_export import purge_candidate
 
 
@@ -198,6 +200,11 @@ def _sweep_checkpoints(it: _Purge) -> Iterator[Receipt]:
         was_here = purge_sweep(it.project.places.checkpoints, sweep.sweep_id)
         what = f"checkpoints, trial models and audits of {sweep.sweep_id}"
         yield Receipt("checkpoints", what, "", True, "" if was_here else "was not here")
+    shards = {found.shard.sha256 for found in it.affected.shards}
+    for folder in find_slices(it.project.places.checkpoints, shards=shards):
+        remove_tree(folder)
+        what = f"{folder.parent.name} that saw their shards"
+        yield Receipt("checkpoints", what, f"sha256:{folder.name}", True, "")
 
 
 def _sweep_evidence(it: _Purge) -> Iterator[Receipt]:

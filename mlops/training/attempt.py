@@ -44,6 +44,16 @@ class AttemptTask:
     audit_pool: int = 0
     """Rows of the pool; 0 is none."""
     audit_seed: int = 0
+    slices: tuple[tuple[int, ...], ...] = ()
+    """Of a member of an ensemble: isolation groups by slice. Its epochs are shared equally by as many stages; stage r
+    reads slices 0 to r, and leaves a checkpoint. Empty: the whole train split."""
+    slice_folders: tuple[str, ...] = ()
+    """Where the checkpoint of each stage goes and is looked for."""
+
+    @property
+    def stage_epochs(self) -> int:
+        """Epochs of each stage."""
+        return self.epochs // max(1, len(self.slices))
 
 
 SYSTEM_PREFIX = "system/"
@@ -157,6 +167,10 @@ class BatchSource(Protocol):
 
     def count_rows(self, split: str) -> int:
         """Rows of a split."""
+        ...
+
+    def of_groups(self, groups: frozenset[int]) -> BatchSource:
+        """The same rows, but only of these isolation groups."""
         ...
 
     def batches(

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from mlops.errors import TrainingError
 from mlops.provenance.digest import digest_folder
 from mlops.training.contract import Contract, load_contract
-from mlops.training.trainer import load_trainer
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +32,8 @@ class Candidate:
     params: dict[str, Any]
     """Hyperparameters of the winning trial, the reserved ones (`columns`, `classes`) left out."""
     contract: Contract
+    members: int = 0
+    """Isolated members that the model joins; 0 is a single model."""
 
     @property
     def onnx_file(self) -> Path:
@@ -56,14 +57,11 @@ class Candidate:
         Raises:
             TrainingError: The trainer fails, or the weights do not fit it.
         """
-        from safetensors.torch import load_file  # loads torch, which costs seconds
+        from mlops.training.joined_module import load_module  # loads torch, which costs seconds
 
-        module: torch.nn.Module = load_trainer(self.folder / "trainer.py").model(self.full_params())
-        try:
-            module.load_state_dict(load_file(self.weights_file), strict=True)
-        except RuntimeError as error:
-            raise TrainingError(f"{self.weights_file} does not fit trainer.py: {error}") from error
-        return module.eval()
+        return load_module(
+            self.folder / "trainer.py", self.weights_file, params=self.full_params(), members=self.members
+        )
 
 
 def load_candidate(folder: Path) -> Candidate:
@@ -82,5 +80,12 @@ def load_candidate(folder: Path) -> Candidate:
             hint="remove the folder and run the release again; the export is repeated from the weights",
         )
     contract = load_contract(folder / "contract.json")
-    params = json.loads((folder / "params.json").read_text(encoding="utf-8"))["params"]
-    return Candidate(folder=folder, digest=digest, product=contract.product, params=params, contract=contract)
+    origin = json.loads((folder / "params.json").read_text(encoding="utf-8"))
+    return Candidate(
+        folder=folder,
+        digest=digest,
+        product=contract.product,
+        params=origin["params"],
+        contract=contract,
+        members=int(origin.get("members", 0)),
+    )

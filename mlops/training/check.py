@@ -49,6 +49,10 @@ class FewRows:
         """Of the whole split: row numbers are those of the whole."""
         return self._source.count_rows(split)
 
+    def of_groups(self, groups: frozenset[int]) -> FewRows:
+        """See `BatchSource`."""
+        return FewRows(self._source.of_groups(groups), rows=self._rows)
+
     def batches(
         self,
         split: str,

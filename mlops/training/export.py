@@ -20,7 +20,7 @@ from mlops.provenance.digest import canonical_json, digest_folder, hex_of
 from mlops.training.candidate import Candidate, load_candidate
 from mlops.training.contract import Contract
 from mlops.training.private_training import load_privacy
-from mlops.training.trainer import RESERVED, load_trainer
+from mlops.training.trainer import RESERVED
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,8 @@ class ExportRequest:
     sweep_id: str
     trial: int
     seed: int
+    members: int = 0
+    """Of an ensemble, whose weights file holds all of them; 0 is a single model."""
     parity_bound: float = PARITY_BOUND
 
 
@@ -54,18 +56,13 @@ def export_candidate(request: ExportRequest) -> Candidate:
     Raises:
         TrainingError: The weights do not fit, the export fails, or its answers differ by more than the bound.
     """
-    from safetensors.torch import load_file  # loads torch, which costs seconds
-
+    from mlops.training.joined_module import load_module  # loads torch, which costs seconds
     from mlops.training.onnx_export import export_onnx, measure_parity
 
     contract = request.contract
     params = {name: value for name, value in request.params.items() if name not in RESERVED}
     full = {**params, "columns": contract.column_sizes(), "classes": len(contract.classes)}
-    module: torch.nn.Module = load_trainer(request.trainer_file).model(full)
-    try:
-        module.load_state_dict(load_file(request.weights_file), strict=True)
-    except (RuntimeError, OSError) as error:
-        raise TrainingError(f"{request.weights_file} does not fit {request.trainer_file.name}: {error}") from error
+    module = load_module(request.trainer_file, request.weights_file, params=full, members=request.members)
     onnx_bytes = export_onnx(module, contract=contract)
     rows, difference = measure_parity(module, onnx_bytes=onnx_bytes, columns=request.validation)
     if not difference <= request.parity_bound:
@@ -98,10 +95,17 @@ def _write_candidate(
         write_atomically(scratch / "model.onnx", onnx_bytes)
         write_atomically(scratch / "weights.safetensors", request.weights_file.read_bytes())
         write_atomically(scratch / "trainer.py", request.trainer_file.read_bytes())
-        origin = {"params": params, "sweep": request.sweep_id, "trial": request.trial, "seed": request.seed}
+        origin: dict[str, Any] = {
+            "params": params,
+            "sweep": request.sweep_id,
+            "trial": request.trial,
+            "seed": request.seed,
+        }
         privacy = load_privacy(request.weights_file.parent)
         if privacy is not None:
             origin["privacy"] = privacy
+        if request.members:
+            origin["members"] = request.members
         for name, content in {
             "params.json": origin,
             "contract.json": request.contract.to_json(),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from mlops.clock import Clock
 from mlops.datasets.fence import find_training_fence
@@ -21,15 +22,18 @@ from mlops.provenance.digest import digest_code, digest_file, digest_json
 from mlops.registry.mirror import DatasetReference, Mirror
 from mlops.training.attempt import Crew
 from mlops.training.contract import contract_of_schema
+from mlops.training.ensemble import EnsembleRequest, train_ensemble
 from mlops.training.leasing import Leases
-from mlops.training.spec import SweepSpec, load_sweep_spec
-from mlops.training.sweep import SweepOutcome, SweepRequest, run_sweep
+from mlops.training.optuna_search import only_point
+from mlops.training.spec import SweepSpec, Value, load_sweep_spec, verify_parameters
+from mlops.training.sweep import Ensemble, SweepOutcome, SweepRequest, run_sweep
 
 WORKER_CODE = (
     "mlops.datasets.reader",
     "mlops.datasets.plan",
     "mlops.training.worker",
     "mlops.training.audit_pool",
+    "mlops.training.isolation",
     "mlops.training.private_training",
     "mlops.training.measuring",
     "mlops.training.seeds",
@@ -114,16 +118,49 @@ def launch_sweep(
     if fence is not None:
         return fence
     with ExitStack() as stack:
-        return run_sweep(
+
+        def open_crew() -> Crew:
+            stack.close()  # what a crew before this one held
+            return stack.enter_context(open_ray_crew(places, request.spec, version=version, say=say))
+
+        def join(params: Mapping[str, Value]) -> Ensemble | Refusal:
+            return train_ensemble(
+                EnsembleRequest(request, version=version, params=params),
+                ledger=ledger,
+                clock=clock,
+                ids=ids,
+                leases=leases,
+                mirror=mirror,
+                open_crew=open_crew,
+                say=say,
+            )
+
+        only = only_point(request.spec) if request.spec.isolation is not None else None
+        if only is not None:  # a retrain with released parameters: nothing to search, only members to train
+            verify_parameters(request.spec, trainer_file=request.trainer_file)
+            ensemble = join(only)
+            if isinstance(ensemble, Refusal) or ensemble.trained:
+                return ensemble if isinstance(ensemble, Refusal) else _outcome_of(ensemble, only)
+        outcome = run_sweep(
             request,
             ledger=ledger,
             clock=clock,
             ids=ids,
             leases=leases,
             mirror=mirror,
-            open_crew=lambda: stack.enter_context(open_ray_crew(places, request.spec, version=version, say=say)),
+            open_crew=open_crew,
             say=say,
         )
+        if isinstance(outcome, Refusal) or request.spec.isolation is None:
+            return outcome
+        ensemble = join(outcome.winner.params)
+        return ensemble if isinstance(ensemble, Refusal) else replace(outcome, ensemble=ensemble)
+
+
+def _outcome_of(ensemble: Ensemble, params: Mapping[str, Value]) -> SweepOutcome:
+    """An ensemble that was trained without a search, shown by its first trained member."""
+    shown = replace(ensemble.trained[0], params=dict(params))
+    return SweepOutcome(ensemble.sweep_id, shown, ensemble.trained, mlflow_run_id="", stopped="", ensemble=ensemble)
 
 
 def load_version(places: Places, spec: SweepSpec) -> DatasetVersion:

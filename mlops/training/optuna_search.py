@@ -148,6 +148,16 @@ def middle_point(spec: SweepSpec) -> dict[str, Value]:
     return dict(suggest(optuna.trial.FixedTrial(middle), space=spec.space, fixed=spec.fixed))
 
 
+def only_point(spec: SweepSpec) -> dict[str, Value] | None:
+    """The parameters of a sweep that searches nothing: one trial, whose point `first` gives whole; else None."""
+    if spec.trials != 1 or not spec.first:
+        return None
+    try:
+        return dict(suggest(optuna.trial.FixedTrial(dict(spec.first[0])), space=spec.space, fixed=spec.fixed))
+    except ValueError:  # `first` leaves something open
+        return None
+
+
 def _middle(dimension: Dimension) -> Value:
     if isinstance(dimension, Choice):
         return dimension.choices[0]

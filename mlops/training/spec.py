@@ -18,6 +18,8 @@ from mlops.units import Accelerators, Duration, Money
 
 ParameterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+MEMBER = "member"
+"""The parameter that numbers the trials of an ensemble."""
 Value = bool | int | float | str
 SamplerName = Literal["random", "grid", "tpe", "cmaes", "gp", "nsga2", "qmc"]
 PrunerName = Literal["none", "median", "percentile", "successive_halving", "hyperband"]
@@ -129,6 +131,23 @@ class StopEarly(Spec):
     spend: Money | None = None
 
 
+class Isolation(Spec):
+    """The winner is trained as members that share no person, each slice by slice; forgetting a person touches one."""
+
+    groups: int = Field(ge=2, le=1_000)
+    """Members, S; each has its own isolation groups of the dataset."""
+    slices: int = Field(default=1, ge=1, le=100)
+    """Slices of a member, R; it leaves a checkpoint after each but the last."""
+
+    def stage_epochs(self, epochs: int) -> int:
+        """Epochs of each stage, so that a member reads about as many rows as in `epochs` over all its data.
+
+        Stage r reads r of R slices, so e epochs a stage cost e (R + 1) / 2 epochs over all (Bourtoule et al. 2021,
+        "Machine Unlearning", section 4.2).
+        """
+        return max(1, round(2 * epochs / (self.slices + 1)))
+
+
 class SweepSpec(Spec):
     """Everything a sweep needs to know; see docs/sweeps.md."""
 
@@ -179,6 +198,8 @@ class SweepSpec(Spec):
     checkpoint_epochs: int = Field(default=1, ge=1)
     audit_pool: int = Field(default=0, ge=0)
     """Training rows that each trial includes with probability 1/2, for the gate's privacy audit."""
+    isolation: Isolation | None = None
+    """The candidate is an ensemble of isolated members; else it is the winner itself."""
     stop: StopEarly = StopEarly()
 
     @property
@@ -193,7 +214,8 @@ class SweepSpec(Spec):
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:
-        problems = [f"`{name}` is given by the machine" for name in sorted(RESERVED & {*self.space, *self.fixed})]
+        reserved = RESERVED | ({MEMBER} if self.isolation is not None else frozenset())
+        problems = [f"`{name}` is given by the machine" for name in sorted(reserved & {*self.space, *self.fixed})]
         problems += [f"`{name}` stands in space and in fixed" for name in sorted({*self.space} & {*self.fixed})]
         problems += [
             f"first.{index} names {name!r}, which is not in space"
@@ -209,6 +231,10 @@ class SweepSpec(Spec):
             problems.append(f"several objectives need the sampler nsga2, not {self.sampler}")
         if len(self.objectives) > 1 and self.pruner.name != "none":
             problems.append("a pruner needs one objective")
+        if self.isolation is not None and self.audit_pool:
+            problems.append(
+                "isolation and audit_pool exclude each other: the pool is drawn over the rows of all members"
+            )
         if self.lag is not None and self.lag < self.groups:
             problems.append(f"lag {self.lag} is below groups {self.groups}: a group would always wait")
         if problems:

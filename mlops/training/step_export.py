@@ -66,6 +66,7 @@ def export_step(bench: Workbench, *, spec: SweepSpec, sweep: StepRecord) -> Step
                 sweep_id=sweep.facts["sweep_id"],
                 trial=sweep.facts["trial"],
                 seed=sweep.facts["seed"],
+                members=sweep.facts.get("members", 0),
             )
         )
         parity = load_parity(candidate)

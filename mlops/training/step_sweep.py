@@ -68,10 +68,11 @@ def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) ->
             )
         if isinstance(outcome, Refusal):
             return outcome
-        winner = outcome.winner
-        assert winner.weights_file is not None  # a winner is a finished trial
+        winner, ensemble = outcome.winner, outcome.ensemble
+        served = ensemble if ensemble is not None else winner
+        assert served.weights_file is not None  # a winner is a finished trial
         return StepOutcome(
-            outputs={"weights": f"sha256:{winner.weights_sha256.removeprefix('sha256:')}"},
+            outputs={"weights": f"sha256:{served.weights_sha256.removeprefix('sha256:')}"},
             facts={
                 "summary": f"trial {winner.number} of {len(outcome.trials)}: {_render_metrics(winner.metrics)}",
                 "sweep_id": outcome.sweep_id,
@@ -82,7 +83,8 @@ def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) ->
                 "seed": winner.seed,
                 "mlflow_run_id": winner.mlflow_run_id,
                 "lease_ids": list(winner.lease_ids),
-                "weights_file": str(winner.weights_file.relative_to(places.root)),
+                "weights_file": str(served.weights_file.relative_to(places.root)),
+                **({} if ensemble is None else {"members": ensemble.members}),
                 "commit": request.commit,
                 "confinement": in_process_method(),
             },

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlops.clock import Clock
 from mlops.errors import Reason, Refusal, TrainingError
@@ -24,13 +24,10 @@ from mlops.training.leasing import Leases, settle_group
 from mlops.training.spec import SweepSpec, verify_parameters
 from mlops.training.sql_trials import FAILED, TrialRow
 from mlops.training.sweep_book import SweepBook, SweepFacts, this_driver
-from mlops.training.sweep_driver import STOPPED_BY_REQUEST, DriverTask, SweepDriver
+from mlops.training.sweep_driver import STOPPED_BY_REQUEST, DriverTask, MemberTask, SweepDriver
 from mlops.training.winner import choose_winner
 
-if TYPE_CHECKING:
-    pass
-
-NAMING_INPUTS = ("trainer", "spec", "lock", "manifest", "code")
+NAMING_INPUTS = ("trainer", "spec", "lock", "manifest", "code", "members")
 """The inputs that the weights depend on; budgets and source reports do not rename a sweep."""
 
 
@@ -77,6 +74,20 @@ class TrialResult:
 
 
 @dataclass(frozen=True)
+class Ensemble:
+    """The members of an ensemble, all trained."""
+
+    members: int
+    sweep_id: str
+    """Of the sweep in which members were trained now; empty when all were there."""
+    trained: tuple[TrialResult, ...]
+    """Members that were trained now, in whole or from their last clean slice; the others were there."""
+    weights_file: Path
+    """Of all members, as the exported module names them."""
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
 class SweepOutcome:
     """A sweep that ended with a winner."""
 
@@ -86,6 +97,8 @@ class SweepOutcome:
     mlflow_run_id: str
     stopped: str
     """Why it ended before its last trial, or empty."""
+    ensemble: Ensemble | None = None
+    """With `isolation` in the spec: the winner trained as isolated members; this, not the winner, is exported."""
 
 
 def run_sweep(
@@ -119,6 +132,18 @@ def run_sweep(
         TrainingError: Every trial failed, or another driver has the sweep.
     """
     trainer = verify_parameters(request.spec, trainer_file=request.trainer_file)
+    book = open_book(request, ledger=ledger, mirror=mirror, clock=clock)
+    found = _read_finished(book, request.spec)
+    if found is not None:
+        say(f"{request.sweep_id} is finished already: nothing to train")
+        return found
+    task = make_task(request, book, trainer_digest=trainer.digest)
+    ended = drive(request.spec, task, book, leases=leases, ids=ids, open_crew=open_crew, say=say)
+    return _conclude(book, request.spec, ended=ended)
+
+
+def open_book(request: SweepRequest, *, ledger: Ledger, mirror: Mirror, clock: Clock) -> SweepBook:
+    """The record of a sweep, in the name of this process."""
     facts = SweepFacts(
         sweep_id=request.sweep_id,
         product=request.spec.product,
@@ -127,33 +152,54 @@ def run_sweep(
         dataset=request.dataset,
         tags=request.tags,
     )
-    book = SweepBook(facts, ledger=ledger, mirror=mirror, clock=clock, driver=this_driver())
-    found = _read_finished(book, request.spec)
-    if found is not None:
-        say(f"{request.sweep_id} is finished already: nothing to train")
-        return found
-    past = book.open(is_present=lambda trial: Path(trial.weights_file).is_file())
-    left_over = settle_left_over(book, leases)
-    task = DriverTask(
+    return SweepBook(facts, ledger=ledger, mirror=mirror, clock=clock, driver=this_driver())
+
+
+def make_task(
+    request: SweepRequest,
+    book: SweepBook,
+    *,
+    trainer_digest: str,
+    members: Mapping[int, MemberTask] | None = None,
+) -> DriverTask:
+    """What every attempt of the sweep shares."""
+    return DriverTask(
         trainer_file=request.trainer_file,
-        trainer_digest=trainer.digest,
+        trainer_digest=trainer_digest,
         reserved=request.reserved,
         checkpoints=request.checkpoints,
         holder=book.driver,
         spender=request.spender,
+        members=members or {},
     )
+
+
+def drive(
+    spec: SweepSpec,
+    task: DriverTask,
+    book: SweepBook,
+    *,
+    leases: Leases,
+    ids: Ids,
+    open_crew: Callable[[], Crew],
+    say: Callable[[str], None],
+) -> Refusal | str:
+    """Open the book, run or go on with its trials to the end, and close the crew; see `SweepDriver.run`.
+
+    Raises:
+        TrainingError: Another driver has the sweep.
+    """
+    past = book.open(is_present=lambda trial: Path(trial.weights_file).is_file())
+    left_over = settle_left_over(book, leases)
     crew = open_crew()
     try:
         crew.end_left_over(left_over)
-        driver = SweepDriver(
-            request.spec, task=task, book=book, crew=crew, leases=leases, clock=clock, ids=ids, say=say
-        )
-        with ledger.read() as connection:
+        driver = SweepDriver(spec, task=task, book=book, crew=crew, leases=leases, clock=book.clock, ids=ids, say=say)
+        with book.ledger.read() as connection:
             reports = sql_trials.list_reports(connection, book.sweep_id)
-        ended = driver.run(past=past, reports=reports)
+        return driver.run(past=past, reports=reports)
     finally:
         crew.close()
-    return _conclude(book, request.spec, ended=ended)
 
 
 def settle_left_over(book: SweepBook, leases: Leases) -> tuple[str, ...]:

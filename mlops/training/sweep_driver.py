@@ -31,7 +31,7 @@ from mlops.training.attempt import (
 from mlops.training.leasing import GroupLease, Leases, renew_if_due, reserve_group, settle_group, shorten_group
 from mlops.training.optuna_search import Result, Search, count_trials
 from mlops.training.seeds import derive_seed
-from mlops.training.spec import SweepSpec, Value
+from mlops.training.spec import MEMBER, SweepSpec, Value
 from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, ReportRow, TrialRow
 from mlops.training.sweep_book import SweepBook
 from mlops.training.warm_groups import WarmGroup, WarmShelf
@@ -56,6 +56,17 @@ class DriverTask:
     checkpoints: Path
     holder: str
     spender: str
+    members: Mapping[int, MemberTask] = field(default_factory=dict)
+    """Of an ensemble: what the trial with this value of the parameter `member` reads; empty for a search."""
+
+
+@dataclass(frozen=True)
+class MemberTask:
+    """What sets a member of an ensemble apart from a trial of a search."""
+
+    seed: int
+    slices: tuple[tuple[int, ...], ...]
+    slice_folders: tuple[str, ...]
 
 
 @dataclass
@@ -216,7 +227,9 @@ class SweepDriver:
     def _ask(self, number: int) -> None:
         params = self._search.propose(number)
         row = self._past.get(number)
-        trial = _Trial(number=number, params=params, seed=derive_seed(self._spec.seed, "trial", number))
+        member = self._member(params)
+        seed = member.seed if member is not None else derive_seed(self._spec.seed, "trial", number)
+        trial = _Trial(number=number, params=params, seed=seed)
         self._trials[number] = self._open[number] = trial
         if row is None:
             self._book.begin_trial(number, params=params, seed=trial.seed)
@@ -327,6 +340,7 @@ class SweepDriver:
 
     def _make_task(self, trial: _Trial) -> AttemptTask:
         needed = {objective.metric for objective in self._spec.objectives} | {c.metric for c in self._spec.constraints}
+        member = self._member(trial.params)
         return AttemptTask(
             sweep_id=self._book.sweep_id,
             trial=trial.number,
@@ -341,7 +355,12 @@ class SweepDriver:
             required_metrics=tuple(sorted(needed)),
             audit_pool=self._spec.audit_pool,
             audit_seed=self._spec.seed,
+            slices=member.slices if member is not None else (),
+            slice_folders=member.slice_folders if member is not None else (),
         )
+
+    def _member(self, params: Mapping[str, Value]) -> MemberTask | None:
+        return self._task.members[int(params[MEMBER])] if self._task.members else None
 
     def _renew(self) -> None:
         for name, group in self._groups.items():

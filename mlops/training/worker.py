@@ -103,6 +103,7 @@ class Worker:
         self._steps = 0
         self._shown = (0, 0, time.monotonic_ns())
         self._private: PrivateTraining | None = None
+        self._stages: dict[int, BatchSource] = {}
         self._pool: NDArray[np.int64] | None = None
         if task.audit_pool:
             rows = source.count_rows("train")
@@ -124,7 +125,7 @@ class Worker:
         step = self._begin_pass() if is_training else 0
         if step < 0:
             return  # this pass was done before the trial yielded
-        iterator = self._source.batches(
+        iterator = self._source_of(split).batches(
             split,
             batch_size=batch_size,
             seed=self.seed,
@@ -228,6 +229,8 @@ class Worker:
         is_yield = answer is Answer.YIELD and done < self._task.epochs  # the last epoch is done: better to finish
         if is_yield or is_due:
             self._checkpoint(done)
+        if self._task.slice_folders and done % self._task.stage_epochs == 0 and done < self._task.epochs:
+            self._checkpoint(done, folder=self._task.slice_folders[done // self._task.stage_epochs - 1])
         if is_yield:
             self._writer.finish()  # a yield is acknowledged when its checkpoint is committed
             raise _Stopped("yielded")
@@ -276,11 +279,24 @@ class Worker:
         """Nothing of this attempt is still being written."""
         self._writer.close()
 
+    def _source_of(self, split: str) -> BatchSource:
+        """What the current epoch reads: for a member of an ensemble, the slices of its stage and those before."""
+        if not self._task.slices or split != "train":
+            return self._source
+        stage = self._epoch // self._task.stage_epochs
+        if stage not in self._stages:
+            self._stages[stage] = self._source.of_groups(
+                frozenset(group for groups in self._task.slices[: stage + 1] for group in groups)
+            )
+        return self._stages[stage]
+
     def _restore(self) -> int:
-        found = load_newest(Path(self._task.trial_folder)) if self._task.attempt > 0 else None
-        if found is None:
+        folders = [self._task.trial_folder] if self._task.attempt > 0 else []
+        every = [load_newest(Path(folder)) for folder in (*folders, *self._task.slice_folders)]
+        found = [it for it in every if it is not None]
+        if not found:
             return 0
-        done, saved = found
+        done, saved = max(found, key=lambda it: it[0])
         for name, item in self._state.items():
             item.load_state_dict(saved[name])
         inside = saved.get(_INSIDE)
@@ -289,10 +305,16 @@ class Worker:
         self._reported = done - 1
         return done
 
-    def _checkpoint(self, done: int) -> None:
+    def _checkpoint(self, done: int, *, folder: str = "") -> None:
         if self.rank == 0:
             state = {name: item.state_dict() for name, item in self._state.items()}
-            self._writer.begin(epoch=done, state=state)
+            if not folder:
+                self._writer.begin(epoch=done, state=state)
+                return
+            writer = CheckpointWriter(Path(folder), attempt=self._task.attempt)
+            writer.begin(epoch=done, state=state)
+            writer.finish()  # of a slice: rare, and what a later retrain begins from
+            writer.close()
 
     def _begin_pass(self) -> int:
         """Where this iteration over the training rows begins; -1 when it was done before the trial yielded."""

@@ -121,3 +121,20 @@ def test_a_contract_comes_back_from_its_json(contract):
 @pytest.mark.parametrize(("difference", "rounded"), [(0.0, 0.0), (3e-8, 1e-7), (1e-7, 1e-7), (1.2e-6, 1e-5)])
 def test_a_measured_difference_is_rounded_up(difference, rounded):
     assert round_up(difference) == rounded
+
+
+def test_an_ensemble_is_one_model_that_answers_with_the_mean_probability(make_request, tmp_path, source, contract):
+    request = make_request(tmp_path / "one")
+    full = {**request.params, "columns": contract.column_sizes(), "classes": 2}
+    members = [load_trainer(request.trainer_file).model(full).eval() for _ in range(3)]
+    joined = {f"members.{n}.{name}": it for n, one in enumerate(members) for name, it in one.state_dict().items()}
+    save_file(joined, request.weights_file)
+    candidate = export_candidate(replace(request, members=3))
+    columns = {"age": source.age[:9], "plan": source.plan[:9]}
+    with torch.no_grad():
+        expected = torch.stack([member(columns).softmax(1) for member in members]).mean(0)
+        again = load_candidate(candidate.folder).load_module()(columns)
+    session = onnxruntime.InferenceSession(candidate.onnx_file.read_bytes(), providers=["CPUExecutionProvider"])
+    _, probabilities = session.run(None, {name: column.numpy() for name, column in columns.items()})
+    assert torch.allclose(torch.tensor(probabilities), expected, atol=1e-5)
+    assert torch.allclose(again.softmax(1), expected, atol=1e-5)
