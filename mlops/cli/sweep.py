@@ -194,9 +194,14 @@ def _run(project: Project, spec: SweepSpec, *, as_json: bool) -> None:
     from mlops.budgets.opening import open_lease_book
     from mlops.registry.mlflow_runs import open_mirror
     from mlops.training.launch import launch_sweep, load_version
+    from mlops.training.step_check import check_step
 
     version = load_version(project.places, spec)
     request = _request(project, spec)
+    bench = project.workbench(lambda line: click.echo(line, err=as_json))
+    checked = check_step(bench, spec, version=version)  # before the first lease
+    if isinstance(checked, Refusal):
+        refuse(checked, what=f"training/{spec.product}.py does not keep the trainer contract")
     with open_mirror(project.places, clock=project.clock) as mirror, _quiet_interrupt(project, request.sweep_id):
         outcome = launch_sweep(
             project.places,

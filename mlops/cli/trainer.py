@@ -10,7 +10,7 @@ import click
 import yaml
 
 from mlops.cli.rendering import emit_json, refuse
-from mlops.errors import ProjectError, Reason, Refusal, TrainingError
+from mlops.errors import ProjectError, Refusal, TrainingError
 
 if TYPE_CHECKING:
     from mlops.project.opening import Project
@@ -26,32 +26,23 @@ def trainer() -> None:
 @click.argument("product")
 @click.option("--json", "as_json", is_flag=True, help="Print violations as JSON.")
 def check(product: str, *, as_json: bool) -> None:
-    """Try the trainer contract on a few rows, on the CPU: learns, resumes, is deterministic, exports."""
+    """Try the trainer contract on a few rows, on the CPU, and the tests in tests/trainers/PRODUCT/."""
     from mlops.project.opening import open_project  # heavy: SQLAlchemy, torch
-    from mlops.training.check import check_trainer
-    from mlops.training.contract import contract_of_schema
     from mlops.training.launch import load_launch_spec, load_version
-    from mlops.training.ray_worker import SourceRecipe
-    from mlops.training.spec import verify_parameters
+    from mlops.training.step_check import check_step
 
     project = open_project()
     spec = load_launch_spec(project.places, project.require_product(product))
-    trainer_file = project.places.trainer_file(product)
-    verify_parameters(spec, trainer_file=trainer_file)
-    version = load_version(project.places, spec)
-    violations = check_trainer(
-        spec,
-        trainer_file=trainer_file,
-        contract=contract_of_schema(version.schema, product=product, digest=version.digest),
-        source=SourceRecipe(version, str(project.places.cache / "shards")).open(),
-        say=lambda line: click.echo(line, err=as_json),
-    )
+    bench = project.workbench(lambda line: click.echo(line, err=as_json))
+    checked = check_step(bench, spec, version=load_version(project.places, spec))
+    if isinstance(checked, Refusal):
+        if as_json:
+            emit_json([{"line": reason.code, "text": reason.text} for reason in checked.reasons])
+        refuse(checked, what=f"{product}.py does not keep the trainer contract")
     if as_json:
-        emit_json([{"line": violation.line, "text": violation.text} for violation in violations])
-    if violations:
-        reasons = tuple(Reason(violation.line, violation.text) for violation in violations)
-        refuse(Refusal(reasons), what=f"{trainer_file.name} does not keep the trainer contract")
-    click.echo(f"{trainer_file.name} keeps the trainer contract", err=as_json)
+        emit_json([])
+    again = " (checked before)" if checked.is_reused else ""
+    click.echo(f"{product}.py keeps the trainer contract{again}", err=as_json)
 
 
 @trainer.command()

@@ -129,6 +129,7 @@ def _render_own(record: StepRecord) -> dict[str, Any]:
 _KINDS: dict[str, tuple[str, Callable[[StepRecord], dict[str, Any]]]] = {
     "dataset-import": (_own_type("dataset"), _render_own),
     "source-check": (TEST_RESULT, _render_test),
+    "trainer-check": (TEST_RESULT, _render_test),
     "sweep": (SLSA_PROVENANCE, _render_build),
     "export": (SLSA_PROVENANCE, _render_build),
     "gate": (TEST_RESULT, _render_test),

@@ -30,7 +30,7 @@ CHECK_ROWS = 1_024
 
 @dataclass(frozen=True)
 class Violation:
-    """A line of the contract that does not hold."""
+    """A line of the contract that does not hold; the lines stand in docs/sweeps.md, section Trainer."""
 
     line: str
     """Stable, kebab-case."""
@@ -110,7 +110,11 @@ def check_trainer(
         heard = LocalChannel()
         whole = run_local(trial, source=few, channel=heard)
         if whole.outcome != "complete":
-            return (Violation("runs", f"the trainer does not come to its end: {whole.reason}"),)
+            return (
+                Violation(
+                    "runs", f"the trainer does not come to its end: {whole.reason}; `mlops trainer run` shows more"
+                ),
+            )
         say(f"runs: {CHECK_EPOCHS} epochs on {CHECK_ROWS} rows")
         found = [
             *_check_loss(trial, spec, heard, few),
@@ -139,7 +143,10 @@ def _check_resume(
 ) -> list[Violation]:
     again = run_local(replace(trial, folder=folder / "again"), source=source, channel=LocalChannel())
     if again.weights_sha256 != whole.weights_sha256:
-        text = "two runs with one seed give different weights; draw randomness from torch, numpy or random only"
+        text = (
+            "two runs with one seed in one process give different weights; draw randomness from torch, numpy or "
+            "random only, and keep nothing in globals between runs"
+        )
         return [Violation("deterministic", text)]
     parts = replace(trial, folder=folder / "parts")
     run_local(parts, source=source, channel=LocalChannel(yield_after=1))
@@ -191,7 +198,8 @@ def _check_export(trial: LocalTrial, whole: AttemptResult, *, contract: Contract
         hint = f" ({error.hint})" if isinstance(error, TrainingError) and error.hint else ""
         return [Violation("exports", f"{str(error).splitlines()[0]}{hint}")]
     if not difference <= PARITY_BOUND:
-        return [Violation("exports", f"ONNX differs from torch by {difference:.3g} on {rows} rows")]
+        text = f"ONNX differs from torch by {difference:.3g} on {rows} rows, bound {PARITY_BOUND:g}"
+        return [Violation("exports", f"{text}; compute in float32 and leave out operations that ONNX rounds")]
     return []
 
 

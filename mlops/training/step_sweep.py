@@ -16,6 +16,7 @@ from mlops.provenance.steps import StepOutcome, StepRun, Workbench
 from mlops.registry.mlflow_runs import open_mirror
 from mlops.training.launch import launch_sweep, make_request
 from mlops.training.spec import SweepSpec
+from mlops.training.step_check import check_step
 
 KIND = "sweep"
 
@@ -53,6 +54,9 @@ def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) ->
     launched = make_request(places, request.spec, version=version, tags=tags, spender=request.spender)
 
     def sweep() -> StepOutcome | Refusal:
+        checked = check_step(bench, request.spec, version=version)  # before the first lease
+        if isinstance(checked, Refusal):
+            return checked
         with open_mirror(places, clock=bench.clock) as mirror:
             outcome = launch_sweep(
                 places,

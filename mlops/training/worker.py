@@ -8,6 +8,7 @@ Leaves to others: carrying reports (a `Channel`), the order of rows (mlops/datas
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 import random
 import resource
@@ -382,7 +383,11 @@ class Worker:
             raise TrainingError(f"not a number in epoch {self._epoch}: {values}", hint="lower the learning rate")
         missing = sorted(set(self._task.required_metrics) - set(metrics))
         if missing:
-            raise TrainingError(f"metrics that the sweep needs were not reported: {', '.join(missing)}")
+            close = [name for one in missing for name in difflib.get_close_matches(one, sorted(metrics), n=1)]
+            raise TrainingError(
+                f"metrics that the sweep needs were not reported: {', '.join(missing)}; reported were "
+                f"{', '.join(sorted(metrics)) or 'none'}" + (f"; did you mean {close[0]!r}?" if close else "")
+            )
 
 
 class _Autocast(torch.nn.Module):

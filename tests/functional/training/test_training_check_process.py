@@ -1,0 +1,72 @@
+"""The trainer check in its own process: what hangs, exits or fails its own tests is said, and nothing lives on."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from mlops.clock import SystemClock
+from mlops.ids import TimeIds
+from mlops.ledger.connection import open_ledger, sqlite_url
+from mlops.places import Places
+from mlops.provenance.steps import StepBook, StepRun, Workbench
+from mlops.training.check_process import check_confined
+from mlops.training.spec import load_sweep_spec
+from mlops.training.step_check import check_step
+
+UNIT = Path(__file__).parents[2] / "unit"
+_training = runpy.run_path(str(UNIT / "training" / "conftest.py"), run_name="training_conftest")
+_datasets = runpy.run_path(str(UNIT / "datasets" / "conftest.py"), run_name="datasets_conftest")
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture
+def product(tmp_path):
+    """The product `tiny` over 300 rows: places, spec, version."""
+    places = Places(tmp_path / "project")
+    people = _datasets["People"](
+        places=places, recipe=dict(_datasets["RECIPE"]), rows=_datasets["make_rows"](300)
+    ).write()
+    version = _datasets["store_build"](people.build(tmp_path / "build"), tmp_path / "objects")
+    places.trainer_file("tiny").parent.mkdir(parents=True)
+    places.trainer_file("tiny").write_text(_training["TRAINER"])
+    places.sweep_file("tiny").write_text(_training["SPEC"])
+    return places, load_sweep_spec(places.sweep_file("tiny")), version
+
+
+@pytest.mark.parametrize(
+    ("first_line", "limit", "line", "text"),
+    [
+        ("while True: pass", 8, "ends", "does not end within 8 s"),
+        ("import os; os._exit(3)", 120, "runs", "exit code 3"),
+    ],
+)
+def test_a_trainer_that_hangs_or_exits_is_said(product, first_line, limit, line, text):
+    places, spec, version = product
+    trainer = places.trainer_file("tiny")
+    trainer.write_text(trainer.read_text() + f"\n{first_line}\n")
+    found = check_confined(places, spec, version=version, say=lambda line: None, limit_seconds=limit)
+    assert [violation.line for violation in found] == [line]
+    assert text in found[0].text
+
+
+def test_the_result_is_kept_by_the_code_and_the_authors_own_tests_count(product, tmp_path):
+    places, spec, version = product
+    clock = SystemClock()
+    ledger = open_ledger(sqlite_url(places.ledger_file), clock)
+    lines = []
+    ids = TimeIds(clock)
+    bench = Workbench(places, ledger, clock, ids, StepBook(ledger, clock=clock, ids=ids, signer=None), lines.append)
+    own = places.root / "tests" / "trainers" / "tiny" / "test_tiny.py"
+    own.parent.mkdir(parents=True)
+    own.write_text("def test_it():\n    assert 1 + 1 == 3, 'no'\n")
+    refused = check_step(bench, spec, version=version)
+    assert [reason.code for reason in refused.reasons] == ["tests"]
+    assert "test_tiny.py" in refused.reasons[0].text
+    own.write_text("def test_it():\n    assert 1 + 1 == 2\n")
+    checked = check_step(bench, spec, version=version)
+    assert isinstance(checked, StepRun)
+    assert "tests: those in tiny/ pass" in lines
+    again = check_step(bench, spec.model_copy(update={"trials": 77}), version=version)
+    assert again.is_reused  # other parts of the spec change nothing
+    ledger.close()

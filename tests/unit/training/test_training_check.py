@@ -1,0 +1,40 @@
+"""Each broken line of the trainer contract is found and named; a sound trainer breaks none."""
+
+import pytest
+import torch
+
+from mlops.training.check import check_trainer
+
+torch.set_num_threads(1)
+REPORT = 'worker.report(worker.measure(net.eval(), "validation", sensitive="region"))'
+BROKEN = {
+    "a sound trainer": ("", "", None, ""),
+    "an optimizer that never steps": ("            optimizer.step()\n", "", "learns", "does not get better"),
+    "state that epochs() is not given": (
+        '{"model": net, "optimizer": optimizer}', '{"model": net}', "resumes", "scheduler",
+    ),
+    "state in a global": (
+        "    net = model(params)", "    SEEN.append(1)\n    torch.manual_seed(len(SEEN))\n    net = model(params)",
+        "deterministic", "keep nothing in globals",
+    ),
+    "a loss that is no number": (REPORT, 'worker.report({"loss": float("nan")})', "runs", "loss is nan"),
+    "a metric no one declared": (REPORT, 'worker.report({"los": 1.0})', "runs", "did you mean 'los'?"),
+    "no report": (REPORT, "pass", "runs", "ended without worker.report"),
+    "an exception": (REPORT, "1 / 0", "runs", "ZeroDivisionError"),
+    "a branch on the data": (
+        "self.drop(torch.cat", "(self.drop if columns['age'].sum() > 0 else torch.nn.ReLU())(torch.cat", "exports", "",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_line_is_named(stage, source, contract, name):
+    old, new, line, text = BROKEN[name]
+    content = stage.trainer.read_text()
+    assert old in content
+    stage.trainer.write_text("SEEN = []\n" + content.replace(old, new) if old else content)
+    spec = stage.spec(epochs=3)
+    found = check_trainer(spec, trainer_file=stage.trainer, contract=contract, source=source, say=lambda line: None)
+    assert [violation.line for violation in found] == ([line] if line else []), found
+    if line:
+        assert text in found[0].text
