@@ -171,6 +171,10 @@ def render_sweep(view: SweepView) -> str:
         f"{_count_done(view)} of {view.total} trials, {view.seconds:.0f} s; accelerator-seconds: paid {use.paid:.1f}, "
         f"busy {use.busy:.1f}, waiting for data {use.data_wait:.1f}",
     ]
+    if view.winner is not None:
+        complete = sum(trial.state == "COMPLETE" for trial in view.trials)
+        among = f"{complete} complete of {len(view.trials)} trials"
+        lines.append(f"winner: trial {view.winner}, chosen on validation among {among}")
     names = sorted({name for trial in view.trials for name in trial.metrics})
     names.sort(key=lambda name: name != view.objective)
     rows = [
@@ -263,7 +267,10 @@ def _show_outcome(project: Project, outcome: SweepOutcome, *, as_json: bool) -> 
         return
     click.echo("")
     click.echo(render_sweep(view))
-    click.echo(f"\nwinner: trial {outcome.winner.number}, chosen on validation among {len(outcome.trials)} trials")
+    if outcome.ensemble is not None:
+        joined = outcome.ensemble
+        trained = f"{len(joined.trained)} trained now"
+        click.echo(f"ensemble of {joined.members} isolated members, {trained}: {joined.weights_sha256[7:19]}")
 
 
 @contextlib.contextmanager

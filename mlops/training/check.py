@@ -1,8 +1,8 @@
 """The trainer contract, tried out on a few rows on the CPU before a budget is touched.
 
 Loss falls; a yield and a resume equal an uninterrupted run bit by bit; two runs with one seed agree; the export
-answers like torch; the sample order does not depend on the number of workers. Each violation names the line of the
-contract.
+answers like torch; the sample order does not depend on the number of workers; weights do not depend on validation
+labels. Each violation names the line of the contract.
 Leaves to others: reading the trainer (trainer.py), remembering the result (the caller).
 """
 
@@ -119,6 +119,7 @@ def check_trainer(
         found = [
             *_check_loss(trial, spec, heard, few),
             *_check_resume(trial, whole, heard, source=few, folder=Path(scratch)),
+            *_check_unseen(trial, whole, source=few, folder=Path(scratch)),
             *_check_order(few),
             *_check_export(trial, whole, contract=contract, source=few),
         ]
@@ -159,6 +160,25 @@ def _check_resume(
         )
         return [Violation("resumes", text)]
     return []
+
+
+class _Relabelled(FewRows):
+    """The same rows with other labels in the validation split."""
+
+    def batches(self, split: str, **options: Any) -> Iterator[Batch]:
+        """See `BatchSource`."""
+        for batch in super().batches(split, **options):
+            label = batch.label.roll(1) if split == "validation" else batch.label
+            yield replace(batch, label=label)
+
+
+def _check_unseen(trial: LocalTrial, whole: AttemptResult, *, source: FewRows, folder: Path) -> list[Violation]:
+    other = _Relabelled(source, rows=CHECK_ROWS)
+    again = run_local(replace(trial, folder=folder / "unseen"), source=other, channel=LocalChannel())
+    if again.weights_sha256 == whole.weights_sha256:
+        return []
+    text = "the weights depend on the labels of the validation rows, on which the winner is chosen"
+    return [Violation("unseen", f"{text}; train and schedule on the split `train` alone")]
 
 
 def _check_order(source: FewRows) -> list[Violation]:

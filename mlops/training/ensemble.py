@@ -157,6 +157,7 @@ def _sweep_of_members(request: EnsembleRequest, missing: list[Member], *, genera
             "stop": StopEarly(spend=spec.stop.spend),
             "isolation": None,
             "first": (),
+            "warm_start": (),
             "constraints": (),
             "lag": None,
         }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ import optuna
 
 from mlops.errors import ProjectError
 from mlops.training.spec import Choice, Dimension, IntRange, SweepSpec, Value
-from mlops.training.sql_trials import COMPLETE, PRUNED
+from mlops.training.sql_trials import COMPLETE, PRUNED, TrialRow
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 _VIOLATIONS = "violations"
@@ -38,7 +38,14 @@ class Result:
 class Search:
     """One sweep's search; ask and tell in number order."""
 
-    def __init__(self, spec: SweepSpec) -> None:
+    def __init__(self, spec: SweepSpec, *, earlier: Sequence[TrialRow] = ()) -> None:
+        """Begin.
+
+        Args:
+            spec: The sweep.
+            earlier: Trials of earlier sweeps, which the sampler learns from; those that do not fit the space are left
+                out.
+        """
         self._spec = spec
         self._study = optuna.create_study(
             directions=[objective.direction for objective in spec.objectives], sampler=_make_sampler(spec)
@@ -47,6 +54,9 @@ class Search:
         self._values: dict[int, dict[int, float]] = {}
         self._rungs: dict[int, tuple[optuna.Study, optuna.trial.Trial]] = {}
         self._past: list[optuna.trial.FrozenTrial] = []
+        self._study.add_trials(known := fit_earlier(spec, earlier))
+        self.known = len(known)
+        """Trials of earlier sweeps that the sampler learns from."""
         for point in (*spec.first, *(_grid(spec) if spec.sampler == "grid" else ())):
             self._study.enqueue_trial(dict(point))
         self.told = 0
@@ -55,7 +65,7 @@ class Search:
     def propose(self, number: int) -> dict[str, Value]:
         """The parameters of trial `number`; the one before must have been proposed, and number - lag told."""
         trial = self._study.ask()
-        assert trial.number == number, "proposals are asked in number order"
+        assert trial.number == number + self.known, "proposals are asked in number order"
         params = dict(suggest(trial, space=self._spec.space, fixed=self._spec.fixed))
         self._asked[number] = trial
         self._values[number] = {}
@@ -140,6 +150,33 @@ def suggest(
             value = trial.suggest_float(name, dimension.low, dimension.high, step=dimension.step, log=dimension.log)
         chosen[name] = value
         yield name, value
+
+
+def fit_earlier(spec: SweepSpec, earlier: Sequence[TrialRow]) -> list[optuna.trial.FrozenTrial]:
+    """Complete trials of earlier sweeps that are points of this space, with its fixed values and finite metrics."""
+    fitting = []
+    for row in earlier:
+        values = [row.metrics.get(objective.metric, math.nan) for objective in spec.objectives]
+        point = optuna.trial.FixedTrial(dict(row.params))
+        is_like = all(row.params.get(name, value) == value for name, value in spec.fixed.items())
+        if row.state != COMPLETE or not is_like or not all(map(math.isfinite, values)):
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # outside of a range is only a warning to Optuna
+                chosen = dict(suggest(point, space=spec.space, fixed=spec.fixed))
+        except (ValueError, UserWarning):  # it lacks a parameter, or one lies outside of its range
+            continue
+        violations = [_finite(constraint.violation(row.metrics)) for constraint in spec.constraints]
+        fitting.append(
+            optuna.trial.create_trial(
+                values=values,
+                params={name: chosen[name] for name in point.distributions},
+                distributions=point.distributions,
+                user_attrs={_VIOLATIONS: violations} if violations else None,
+            )
+        )
+    return fitting
 
 
 def middle_point(spec: SweepSpec) -> dict[str, Value]:

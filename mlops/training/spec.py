@@ -164,6 +164,8 @@ class SweepSpec(Spec):
     fixed: dict[ParameterName, Value] = Field(default_factory=dict)
     first: tuple[dict[ParameterName, Value], ...] = ()
     """Points of the space that are tried first, for instance the winner of an earlier sweep."""
+    warm_start: tuple[str, ...] = ()
+    """Ids of ended sweeps whose complete trials the sampler learns from, where they are points of this space."""
     trials: int = Field(ge=1, le=1_000_000)
     epochs: int = Field(ge=1)
     seed: int = Field(default=0, ge=0)

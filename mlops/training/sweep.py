@@ -8,12 +8,12 @@ Leaves to others: the loop (sweep_driver), the record (sweep_book), memoising th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mlops.clock import Clock
-from mlops.errors import Reason, Refusal, TrainingError
+from mlops.errors import ProjectError, Reason, Refusal, TrainingError
 from mlops.ids import Ids
 from mlops.ledger.connection import Ledger
 from mlops.provenance.digest import digest_json, hex_of
@@ -21,6 +21,7 @@ from mlops.registry.mirror import DatasetReference, Mirror
 from mlops.training import sql_trials
 from mlops.training.attempt import Crew
 from mlops.training.leasing import Leases, settle_group
+from mlops.training.optuna_search import fit_earlier
 from mlops.training.spec import SweepSpec, verify_parameters
 from mlops.training.sql_trials import FAILED, TrialRow
 from mlops.training.sweep_book import SweepBook, SweepFacts, this_driver
@@ -137,9 +138,37 @@ def run_sweep(
     if found is not None:
         say(f"{request.sweep_id} is finished already: nothing to train")
         return found
-    task = make_task(request, book, trainer_digest=trainer.digest)
+    earlier = load_earlier(ledger, request.spec)
+    task = replace(make_task(request, book, trainer_digest=trainer.digest), earlier=earlier)
     ended = drive(request.spec, task, book, leases=leases, ids=ids, open_crew=open_crew, say=say)
     return _conclude(book, request.spec, ended=ended)
+
+
+def load_earlier(ledger: Ledger, spec: SweepSpec) -> tuple[TrialRow, ...]:
+    """The trials of the sweeps that `warm_start` names.
+
+    Raises:
+        ProjectError: A sweep is unknown, still runs, or none of its trials fits the space.
+    """
+    found: list[TrialRow] = []
+    problems = []
+    for sweep_id in spec.warm_start:
+        with ledger.read() as connection:
+            row = sql_trials.find_sweep(connection, sweep_id)
+            trials = sql_trials.list_trials(connection, row.sweep_id) if row is not None else []
+        if row is None:
+            problems.append(f"warm_start: there is no sweep {sweep_id!r}")
+        elif row.finished_us is None:
+            problems.append(f"warm_start: {row.sweep_id} has not ended; its results would depend on the hour")
+        elif not fit_earlier(spec, trials):
+            problems.append(f"warm_start: no complete trial of {row.sweep_id} is a point of this space")
+        found += trials
+    if problems:
+        hint = (
+            "`mlops sweep list` shows them; space, `fixed` and objective must be those of the earlier sweep, or wider"
+        )
+        raise ProjectError(f"the sweep of {spec.product} cannot start warm", items=tuple(problems), hint=hint)
+    return tuple(found)
 
 
 def open_book(request: SweepRequest, *, ledger: Ledger, mirror: Mirror, clock: Clock) -> SweepBook:

@@ -56,6 +56,8 @@ class DriverTask:
     checkpoints: Path
     holder: str
     spender: str
+    earlier: tuple[TrialRow, ...] = ()
+    """Trials of earlier sweeps that the sampler learns from."""
     members: Mapping[int, MemberTask] = field(default_factory=dict)
     """Of an ensemble: what the trial with this value of the parameter `member` reads; empty for a search."""
 
@@ -122,7 +124,7 @@ class SweepDriver:
         self._spec, self._task, self._book, self._crew = spec, task, book, crew
         self._leases, self._clock, self._ids, self._say = leases, clock, ids, say
         self._shelf = WarmShelf(book.ledger, leases)
-        self._search = Search(spec)
+        self._search = Search(spec, earlier=task.earlier)
         self._trials: dict[int, _Trial] = {}
         self._open: dict[int, _Trial] = {}
         """Trials that are RUNNING: the others only wait to be told."""

@@ -17,6 +17,9 @@ BROKEN = {
         "    net = model(params)", "    SEEN.append(1)\n    torch.manual_seed(len(SEEN))\n    net = model(params)",
         "deterministic", "keep nothing in globals",
     ),
+    "training on validation rows": (
+        'worker.batches("train", batch_size=16)', 'worker.batches("validation", batch_size=16)', "unseen", "validation",
+    ),
     "a loss that is no number": (REPORT, 'worker.report({"loss": float("nan")})', "runs", "loss is nan"),
     "a metric no one declared": (REPORT, 'worker.report({"los": 1.0})', "runs", "did you mean 'los'?"),
     "no report": (REPORT, "pass", "runs", "ended without worker.report"),

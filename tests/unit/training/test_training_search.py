@@ -3,6 +3,7 @@
 import pytest
 
 from mlops.training.optuna_search import Result, Search, count_trials
+from mlops.training.sql_trials import TrialRow
 
 SPACE = {"a": {"low": 0.1, "high": 1.0, "step": 0.3}, "b": {"kind": "int", "low": 1, "high": 4}}
 
@@ -25,7 +26,7 @@ def run_search(spec, *, trials=12, score=lambda params, number: params["a"] * pa
     return proposals, pruned
 
 
-@pytest.mark.parametrize("sampler", ["random", "grid", "tpe", "gp", "nsga2", "qmc"])
+@pytest.mark.parametrize("sampler", ["random", "grid", "tpe", "cmaes", "gp", "nsga2", "qmc"])
 def test_one_seed_gives_the_same_proposals(stage, sampler):
     spec = stage.spec(sampler=sampler, space=SPACE, trials=12)
     first = run_search(spec)
@@ -72,6 +73,61 @@ def test_conditions_decide_which_parameters_a_trial_has(stage):
     proposals, _ = run_search(spec, trials=20, score=lambda params, number: params.get("momentum", 0.5))
     assert {tuple(sorted(point)) for point in proposals} == {("kind",), ("kind", "momentum")}
     assert all((point["kind"] == "x") == ("momentum" in point) for point in proposals)
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "cmaes", "gp", "nsga2", "qmc"])
+def test_every_sampler_takes_a_conditional_space(stage, sampler):
+    space = {
+        "kind": {"choices": ["x", "y"]},
+        "momentum": {"low": 0.0, "high": 1.0, "when": {"kind": "x"}},
+        "rate": {"low": 0.001, "high": 1.0, "log": True},
+    }
+    spec = stage.spec(space=space, sampler=sampler, trials=14)
+    proposals, _ = run_search(
+        spec, trials=14, score=lambda params, number: params["rate"] + params.get("momentum", 0.5)
+    )
+    assert all((point["kind"] == "x") == ("momentum" in point) for point in proposals)
+    assert {point["kind"] for point in proposals} == {"x", "y"}
+    assert len({point["rate"] for point in proposals}) >= 5  # nsga2 hands values on
+
+
+def test_several_objectives_are_traded_off(stage):
+    """NSGA-II comes to the line between the best of either objective, and its choice of both is the same each time."""
+    objectives = [{"metric": "loss"}, {"metric": "gap"}]
+    space = {"a": {"low": 0.0, "high": 4.0}, "b": {"low": 0.0, "high": 4.0}}
+    spec = stage.spec(objective=objectives, space=space, sampler="nsga2", trials=120, seed=3)
+
+    def run():
+        search, points = Search(spec), []
+        for number in range(120):
+            if number:
+                a, b = points[-1]
+                search.tell(number - 1, Result("COMPLETE", {"loss": a**2 + b, "gap": (a - 2) ** 2 + b}))
+            params = search.propose(number)
+            points.append((params["a"], params["b"]))
+        return points
+
+    points = run()
+    assert points == run()
+    first, last = points[:30], points[-30:]
+    assert sum(b for _, b in last) < 0.7 * sum(b for _, b in first)  # b is bad for both
+
+
+def row(number, params, loss, state="COMPLETE"):
+    return TrialRow(number, state, params, 0, {"loss": loss}, "", "", "", "", 0, 1)
+
+
+def test_a_warm_start_learns_from_the_trials_that_fit(stage):
+    rows = [row(n, {"a": 0.1 + 0.3 * (n % 4), "b": 1 + n % 3}, loss=(n % 4) + 0.1 * n) for n in range(12)]
+    strange = [row(20, {"a": 0.1}, 0.0), row(21, {"a": 7.0, "b": 1}, 0.0), row(22, {"a": 0.1, "b": 1}, float("nan"))]
+    unfit = [row(23, {"a": 0.1, "b": 1}, 0.0, state="FAILED"), row(24, {"a": 0.1, "b": 1, "c": 2}, 0.0)]
+    spec = stage.spec(space=SPACE, sampler="tpe", trials=12, fixed={"c": 1})
+    search = Search(spec, earlier=[*rows, *strange, *unfit])
+    assert search.known == 12
+    warm = [search.propose(number) for number in range(3)]
+    again = Search(spec, earlier=rows)
+    assert warm == [again.propose(number) for number in range(3)]
+    assert sum(point["a"] for point in warm) < 1.2  # small `a` was good: no start at random
 
 
 def test_a_failed_trial_does_not_stop_the_search(stage):

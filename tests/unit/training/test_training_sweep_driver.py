@@ -7,9 +7,10 @@ import pytest
 
 from mlops.budgets.lease_types import LeaseRequest
 from mlops.clock import SECOND_US
-from mlops.errors import Refusal, TrainingError
+from mlops.errors import ProjectError, Refusal, TrainingError
 from mlops.ledger.sql_events import load_events
 from mlops.training import sql_trials
+from mlops.training.sweep import load_earlier
 from mlops.training.warm_groups import WarmGroup, WarmShelf
 from mlops.units import Accelerators
 
@@ -385,3 +386,17 @@ def test_steps_count_as_progress_and_silence_without_them_does_not(stage):
     with pytest.raises(TrainingError, match="every trial"):
         silent = stage.crew(seconds=lambda trial, epoch: 25.0)
         stage.run(stage.spec(trials=1, seed=1, epochs=1, silence="10s", max_failures=0), silent)
+
+
+def test_a_warm_start_names_ended_sweeps_with_trials_that_fit(stage):
+    first = stage.run(stage.spec(), stage.crew())
+    narrow = {"learning_rate": {"low": 0.5, "high": 0.9}}
+    problems = {
+        "there is no sweep 'sweep-nothing'": stage.spec(warm_start=["sweep-nothing"]),
+        "no complete trial": stage.spec(space=narrow, warm_start=[first.sweep_id]),
+    }
+    for problem, spec in problems.items():
+        with pytest.raises(ProjectError) as caught:
+            load_earlier(stage.ledger, spec)
+        assert problem in caught.value.items[0]
+    assert len(load_earlier(stage.ledger, stage.spec(warm_start=[first.sweep_id]))) == 4
