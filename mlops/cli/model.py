@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ import click
 from mlops.cli.explaining import explain
 from mlops.cli.rendering import emit_json, render_table
 from mlops.errors import ProjectError
+from mlops.files import write_atomically
+from mlops.training.loader import FILE, render_loader
 
 if TYPE_CHECKING:
     from mlops.registry.mlflow_models import ModelRegistry, ModelVersion
@@ -66,18 +69,22 @@ def show(reference: str, *, is_json: bool) -> None:
 
 @model.command("get")
 @click.argument("reference", metavar="PRODUCT@VERSION")
-@click.option(
-    "--to", "target", type=click.Path(path_type=Path), required=True, help="A folder that does not exist yet."
-)
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path), required=False)
+@click.option("--to", "target", type=click.Path(path_type=Path), help="DIR by name: a folder that does not exist yet.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be fetched.")
-def get(reference: str, *, target: Path, dry_run: bool) -> None:
-    """Copy a version's files: ONNX, safetensors, contract, signature."""
+def get(reference: str, *, folder: Path | None, target: Path | None, dry_run: bool) -> None:
+    """Copy a version's files to DIR: ONNX, weights, contract, signature, and `load.py`, which loads them."""
+    target = target or folder
+    if target is None:
+        raise ProjectError("say where to: a folder that does not exist yet", hint=f"mlops model get {reference} DIR")
     registry = _open_registry()
     version = _find(registry, reference)
     if dry_run:
         click.echo(f"would copy {version.source} to {target}")
         return
     registry.download(version, target=target)
+    members = json.loads((target / "params.json").read_text(encoding="utf-8")).get("members", 0)
+    write_atomically(target / FILE, render_loader(members=members))
     for path in sorted(target.rglob("*")):
         if path.is_file():
             click.echo(f"{path.stat().st_size:>10}  {path}")

@@ -46,21 +46,7 @@ def check_confined(
         say: Prints one line of progress.
         limit_seconds: The trainer is ended after this.
     """
-    places.keys_folder.mkdir(parents=True, exist_ok=True)
-    places.cache.mkdir(parents=True, exist_ok=True)
-    task = {
-        "root": str(places.root),
-        "product": spec.product,
-        "dataset": version.name,
-        "dvc_digest": version.dvc_digest,
-        "object_urls": version.object_urls,
-    }
-    command, _ = confined_command((sys.executable, "-P", "-m", __name__), hidden=places.keys_folder)
-    quiet = {"ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=places.root,
-        env={**os.environ, **quiet}, start_new_session=True,
-    )  # fmt: skip
+    process = _start(places, spec, version)
     is_late = threading.Event()
 
     def end() -> None:
@@ -74,12 +60,7 @@ def check_confined(
     reader.start()
     found: tuple[Violation, ...] | None = None
     try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(task))
-            process.stdin.close()
-        for line in process.stdout:
+        for line in process.stdout or ():
             message = json.loads(line)
             if "say" in message:
                 say(message["say"])
@@ -101,6 +82,29 @@ def check_confined(
     last = next((line.strip() for line in reversed(errors) if line.strip()), "it said nothing")
     how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
     return (Violation("runs", f"the trainer ended the whole process ({how}): {last[:300]}"),)
+
+
+def _start(places: Places, spec: SweepSpec, version: DatasetVersion) -> subprocess.Popen[str]:
+    places.keys_folder.mkdir(parents=True, exist_ok=True)
+    places.cache.mkdir(parents=True, exist_ok=True)
+    task = {
+        "root": str(places.root),
+        "product": spec.product,
+        "dataset": version.name,
+        "dvc_digest": version.dvc_digest,
+        "object_urls": version.object_urls,
+    }
+    command, _ = confined_command((sys.executable, "-P", "-m", __name__), hidden=places.keys_folder)
+    quiet = {"ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=places.root,
+        env={**os.environ, **quiet}, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):  # it died: what it said tells why
+        process.stdin.write(json.dumps(task))
+        process.stdin.close()
+    return process
 
 
 def run_own_tests(places: Places, product: str) -> subprocess.Popen[str] | None:

@@ -74,9 +74,9 @@ def test_a_new_project_is_released(released: tuple[NewProject, str]):
     (version,) = json.loads(project.check("model", "list", "--json"))
     assert version["aliases"] == ["latest"]
     assert version["tags"]["mlops.dataset_name"] == "churn"
-    project.check("model", "get", "churn@latest", "--to", "fetched")
+    project.check("model", "get", "churn@latest", "fetched")
     fetched = {path.name for path in (project.folder / "fetched").iterdir()}
-    assert {"MLmodel", "model.onnx", "weights.safetensors", "contract.json"} <= fetched
+    assert {"MLmodel", "model.onnx", "weights.safetensors", "contract.json", "load.py"} <= fetched
     subprocess.run(["rm", "-r", str(project.folder / "fetched")], check=True)
 
 

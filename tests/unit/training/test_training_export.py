@@ -1,6 +1,8 @@
 """The candidate folder: same bytes from any folder, answers like torch, no path of this machine inside."""
 
 import json
+import runpy
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from mlops.errors import TrainingError
 from mlops.training.candidate import load_candidate
 from mlops.training.contract import Contract, Output
 from mlops.training.export import ExportRequest, export_candidate, load_parity, round_up
+from mlops.training.loader import render_loader
 from mlops.training.trainer import load_trainer
 
 
@@ -138,3 +141,23 @@ def test_an_ensemble_is_one_model_that_answers_with_the_mean_probability(make_re
     _, probabilities = session.run(None, {name: column.numpy() for name, column in columns.items()})
     assert torch.allclose(torch.tensor(probabilities), expected, atol=1e-5)
     assert torch.allclose(again.softmax(1), expected, atol=1e-5)
+    model = loaded(candidate.folder, tmp_path / "fetched", members=3)
+    logits = torch.tensor(model({name: column.numpy() for name, column in columns.items()}))
+    assert torch.allclose(logits.softmax(1), expected, atol=1e-5)
+
+
+def loaded(folder, target, *, members):
+    """What the five lines beside a fetched model define."""
+    shutil.copytree(folder, target)
+    text = render_loader(members=members)
+    assert len(text.splitlines()) == 5
+    assert "mlops" not in text
+    (target / "load.py").write_text(text)
+    return runpy.run_path(str(target / "load.py"))["model"]
+
+
+def test_five_lines_load_the_weights_without_mlops(make_request, tmp_path, source):
+    candidate = export_candidate(make_request(tmp_path / "one"))
+    model = loaded(candidate.folder, tmp_path / "fetched", members=0)
+    columns = {"age": source.age[:9], "plan": source.plan[:9]}
+    assert torch.equal(model(columns), candidate.load_module()(columns))
