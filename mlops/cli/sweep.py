@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
@@ -42,27 +43,31 @@ def launch(product: str, *, trials: int | None, dry_run: bool, as_json: bool) ->
     if dry_run:
         _show_plan(project, spec, as_json=as_json)
         return
-    _run(project, spec, as_json=as_json)
+    _run(project, spec, _request(project, spec), as_json=as_json)
 
 
 @sweep.command()
 @click.argument("sweep_id")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON; progress goes to stderr.")
 @click.option("--dry-run", is_flag=True, help="Say what is left to do.")
-def resume(sweep_id: str, *, as_json: bool, dry_run: bool) -> None:
+@click.option("--accept-changes", is_flag=True, help="Go on although trainer, spec, lock or code changed meanwhile.")
+def resume(sweep_id: str, *, as_json: bool, dry_run: bool, accept_changes: bool) -> None:
     """Go on with a stopped or interrupted sweep; finished trials are not repeated."""
     from mlops.project.opening import open_project
+    from mlops.training import sweep_view
     from mlops.training.launch import load_launch_spec
+    from mlops.training.sweep import find_changes
     from mlops.training.sweep_view import load_sweep_row, view_sweep
 
     project = open_project()
     row = load_sweep_row(project.ledger, sweep_id)
     spec = load_launch_spec(project.places, project.require_product(row.product), trials=int(row.spec["trials"]))
-    request = _request(project, spec)
-    changed = sorted(name for name, digest in request.inputs.items() if row.inputs.get(name) != digest)
-    if request.sweep_id != row.sweep_id:
+    request = replace(_request(project, spec), resumed_id=row.sweep_id)
+    changed = find_changes(request, row.inputs)
+    if changed and not accept_changes:
         text = (
-            f"{', '.join(changed)} changed since {row.sweep_id} began; `mlops sweep launch {row.product}` starts anew"
+            f"{', '.join(changed)} changed since {row.sweep_id} began; `mlops sweep launch {row.product}` starts anew, "
+            "--accept-changes goes on and keeps that its trials differ"
         )
         refuse(Refusal((Reason("inputs-changed", text),)), what=f"{row.sweep_id} is not resumed")
     if dry_run:
@@ -70,7 +75,10 @@ def resume(sweep_id: str, *, as_json: bool, dry_run: bool) -> None:
         done = sum(trial.state not in ("RUNNING", "WAITING") for trial in view.trials)
         click.echo(f"would go on with {row.sweep_id}: {done} of {view.total} trials are done")
         return
-    _run(project, spec, as_json=as_json)
+    if changed:
+        sweep_view.accept_changes(project.ledger, row.sweep_id, inputs=request.inputs, changed=changed)
+        click.echo(f"{row.sweep_id} goes on with another {', '.join(changed)}", err=as_json)
+    _run(project, spec, request, as_json=as_json)
 
 
 @sweep.command("list")
@@ -194,14 +202,13 @@ def render_sweep(view: SweepView) -> str:
     return "\n".join([*lines, "", table]) if rows else "\n".join(lines)
 
 
-def _run(project: Project, spec: SweepSpec, *, as_json: bool) -> None:
+def _run(project: Project, spec: SweepSpec, request: SweepRequest, *, as_json: bool) -> None:
     from mlops.budgets.opening import open_lease_book
     from mlops.registry.mlflow_runs import open_mirror
     from mlops.training.launch import launch_sweep, load_version
     from mlops.training.step_check import check_step
 
     version = load_version(project.places, spec)
-    request = _request(project, spec)
     bench = project.workbench(lambda line: click.echo(line, err=as_json))
     checked = check_step(bench, spec, version=version)  # before the first lease
     if isinstance(checked, Refusal):

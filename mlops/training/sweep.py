@@ -48,12 +48,21 @@ class SweepRequest:
     """For MLflow: `mlops.commit` and the like."""
     spender: str = ""
     """The person in whose name the budget is used."""
+    resumed_id: str = ""
+    """Of a sweep that goes on although its inputs changed, because somebody asked for that."""
 
     @property
     def sweep_id(self) -> str:
-        """`sweep-<16 hex digits>` of the naming inputs."""
+        """`sweep-<16 hex digits>` of the naming inputs, or of the sweep that goes on."""
+        if self.resumed_id:
+            return self.resumed_id
         named = {name: self.inputs[name] for name in NAMING_INPUTS if name in self.inputs}
         return f"sweep-{hex_of(digest_json(named))[:16]}"
+
+
+def find_changes(request: SweepRequest, inputs: Mapping[str, str]) -> tuple[str, ...]:
+    """Naming inputs that are no longer what they were when a sweep began with `inputs`."""
+    return tuple(name for name in NAMING_INPUTS if request.inputs.get(name) != inputs.get(name))
 
 
 @dataclass(frozen=True)

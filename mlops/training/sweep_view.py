@@ -5,7 +5,7 @@ Leaves to others: printing (mlops/cli/sweep), MLflow's own pages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -193,3 +193,11 @@ def wish_stop(ledger: Ledger, sweep_id: str) -> None:
     with ledger.write() as transaction:
         sql_trials.update(transaction.connection, sql_trials.sweeps, where={"sweep_id": row.sweep_id}, wish="stop")
         transaction.append("sweep.stop_wished", row.sweep_id, {})
+
+
+def accept_changes(ledger: Ledger, sweep_id: str, *, inputs: Mapping[str, str], changed: Sequence[str]) -> None:
+    """Keep that a sweep goes on with other inputs than it began with: its trials are no longer all comparable."""
+    with ledger.write() as transaction:
+        where = {"sweep_id": sweep_id}
+        sql_trials.update(transaction.connection, sql_trials.sweeps, where=where, inputs=dict(inputs))
+        transaction.append("sweep.inputs_changed", sweep_id, {"changed": list(changed), "inputs": dict(inputs)})

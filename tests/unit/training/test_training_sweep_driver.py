@@ -1,6 +1,7 @@
 """The driver with a fake crew in virtual time: order, failures, resume, leases, stops."""
 
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,8 @@ from mlops.clock import SECOND_US
 from mlops.errors import ProjectError, Refusal, TrainingError
 from mlops.ledger.sql_events import load_events
 from mlops.training import sql_trials
-from mlops.training.sweep import load_earlier
+from mlops.training.sweep import find_changes, load_earlier
+from mlops.training.sweep_view import accept_changes, load_sweep_row
 from mlops.training.warm_groups import WarmGroup, WarmShelf
 from mlops.units import Accelerators
 
@@ -400,3 +402,14 @@ def test_a_warm_start_names_ended_sweeps_with_trials_that_fit(stage):
             load_earlier(stage.ledger, spec)
         assert problem in caught.value.items[0]
     assert len(load_earlier(stage.ledger, stage.spec(warm_start=[first.sweep_id]))) == 4
+
+
+def test_a_sweep_with_changed_inputs_is_another_one_unless_somebody_asks(stage):
+    request = stage.request(stage.spec())
+    changed = replace(request, inputs={"trainer": "sha256:" + "b" * 64})
+    assert changed.sweep_id != request.sweep_id
+    assert find_changes(changed, request.inputs) == ("trainer",)
+    assert replace(changed, resumed_id=request.sweep_id).sweep_id == request.sweep_id
+    stage.run(stage.spec(), stage.crew())
+    accept_changes(stage.ledger, request.sweep_id, inputs=changed.inputs, changed=["trainer"])
+    assert find_changes(changed, load_sweep_row(stage.ledger, request.sweep_id).inputs) == ()
