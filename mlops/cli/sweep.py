@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,8 +30,9 @@ def sweep() -> None:
 @click.argument("product")
 @click.option("--trials", type=click.IntRange(min=1), help="Instead of the number in the spec.")
 @click.option("--dry-run", is_flag=True, help="Check spec, trainer and data; start nothing.")
+@click.option("--detach", is_flag=True, help="Let the driver outlive this command, here or at RAY_JOBS_ADDRESS.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON; progress goes to stderr.")
-def launch(product: str, *, trials: int | None, dry_run: bool, as_json: bool) -> None:
+def launch(product: str, *, trials: int | None, dry_run: bool, detach: bool, as_json: bool) -> None:
     """Run the sweep of PRODUCT under its budget; one that was interrupted goes on."""
     from mlops.project.opening import open_project  # heavy: SQLAlchemy, pydantic, torch
     from mlops.training.launch import load_launch_spec
@@ -43,7 +45,11 @@ def launch(product: str, *, trials: int | None, dry_run: bool, as_json: bool) ->
     if dry_run:
         _show_plan(project, spec, as_json=as_json)
         return
-    _run(project, spec, _request(project, spec), as_json=as_json)
+    request = _request(project, spec)
+    if detach:
+        _detach(project, product, request, trials=trials, as_json=as_json)
+        return
+    _run(project, spec, request, as_json=as_json)
 
 
 @sweep.command()
@@ -202,12 +208,33 @@ def render_sweep(view: SweepView) -> str:
     return "\n".join([*lines, "", table]) if rows else "\n".join(lines)
 
 
+def _detach(project: Project, product: str, request: SweepRequest, *, trials: int | None, as_json: bool) -> None:
+    from mlops.training.detached import ship_driver, spawn_driver
+    from mlops.training.ray_jobs import RayJobs
+
+    command = ["sweep", "launch", product, *(() if trials is None else ("--trials", str(trials)))]
+    address = os.environ.get("RAY_JOBS_ADDRESS", "")
+    if address:
+        jobs, url = RayJobs(address), project.ledger_url
+        where = f"job {ship_driver(project.places, jobs, command, sweep_id=request.sweep_id, ledger_url=url)}"
+    else:
+        pid, log = spawn_driver(project.places, command, sweep_id=request.sweep_id)
+        where = f"process {pid}, log {log.relative_to(project.places.root)}"
+    if as_json:
+        emit_json({"sweep_id": request.sweep_id, "driver": where})
+        return
+    click.echo(f"{request.sweep_id} runs detached: {where}")
+    click.echo(f"watch it with `mlops sweep show {request.sweep_id} --follow`")
+
+
 def _run(project: Project, spec: SweepSpec, request: SweepRequest, *, as_json: bool) -> None:
     from mlops.budgets.opening import open_lease_book
     from mlops.registry.mlflow_runs import open_mirror
+    from mlops.training.detached import require_expected_lock
     from mlops.training.launch import launch_sweep, load_version
     from mlops.training.step_check import check_step
 
+    require_expected_lock(project.places)
     version = load_version(project.places, spec)
     bench = project.workbench(lambda line: click.echo(line, err=as_json))
     checked = check_step(bench, spec, version=version)  # before the first lease
