@@ -187,6 +187,8 @@ class Worker:
         """
         if self.world_size > 1:
             raise TrainingError("a private trial has one worker", hint="set workers: 1")
+        if len(self._task.slices) > 1:
+            raise TrainingError("a private trial reads all rows at once", hint="set isolation.slices to 1")
         rows = self.batches("train", batch_size=MEASURE_BATCH_SIZE, shuffle=False)
         settings: dict[str, Any] = {"noise": noise, "clip": clip, "batch_size": batch_size, "delta": delta}
         self._private = make_private(model, optimizer, batches=rows, seed=self.seed, **settings)
