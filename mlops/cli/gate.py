@@ -161,18 +161,24 @@ def show(reference: str, is_card: bool, as_json: bool) -> None:
 
 def _run_self_test(*, seed: int, as_json: bool) -> None:
     from mlops.clock import SystemClock
-    from mlops.evaluation.self_test import run_self_test  # loads torch
+    from mlops.evaluation.self_test import run_self_test, run_stability_test  # loads torch
 
     lines = run_self_test(SystemClock(), seed=seed)
-    wrong = [line for line in lines if not line.is_right]
+    steady = run_stability_test(SystemClock(), seed=seed)
     if as_json:
-        emit_json([{"planted": line.planted.name, "right": line.is_right, "said": line.said} for line in lines])
+        planted = [{"planted": line.planted.name, "right": line.is_right, "said": line.said} for line in lines]
+        changed = [{"changed": line.changed, "right": line.is_right} for line in steady]
+        emit_json({"planted": planted, "steady": changed})
     else:
         rows = [("right" if line.is_right else "WRONG", line.planted.name, line.said) for line in lines]
         click.echo(render_table(("gate was", "planted", "stopped by"), rows))
-    if wrong:
-        reasons = [Reason(code="self-test", text=f"{line.planted.name}: the gate said {line.said}") for line in wrong]
-        refuse(Refusal(tuple(reasons)), what=f"the gate is wrong about {len(wrong)} planted models")
+        click.echo("")
+        moved = [("right" if line.is_right else "WRONG", line.changed, line.second[7:19]) for line in steady]
+        click.echo(render_table(("gate was", "what must not matter", "result"), moved))
+    reasons = [Reason("self-test", f"{it.planted.name}: the gate said {it.said}") for it in lines if not it.is_right]
+    reasons += [Reason("not-steady", f"{it.changed} moved the result") for it in steady if not it.is_right]
+    if reasons:
+        refuse(Refusal(tuple(reasons)), what=f"the gate is wrong about {len(reasons)} planted models or changes")
 
 
 def _refusal(content: dict[str, Any]) -> Refusal:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.judged import JudgedModel
 from mlops.evaluation.policy import Policy
-from mlops.evaluation.rows import Rows
+from mlops.evaluation.rows import Rows, in_content_order
 from mlops.provenance.digest import digest_bytes
 from mlops.training.contract import Contract, DatasetReference, InputColumn, Output
 
@@ -114,6 +114,11 @@ def by_proxy(columns: Columns) -> torch.Tensor:
     return honest(columns) + 3.0 * (columns["area"] == 1) - 3.0 * (columns["area"] == 0)
 
 
+def proxy_only(columns: Columns) -> torch.Tensor:
+    """Knows nothing but the area."""
+    return 3.0 * (columns["area"] == 1) - 3.0 * (columns["area"] == 0)
+
+
 def not_monotone(columns: Columns) -> torch.Tensor:
     """Punishes hours above 50 that the truth rewards; hardly visible in the accuracy."""
     return honest(columns) - 3.0 * torch.relu(columns["hours"] - 50)
@@ -177,6 +182,7 @@ PLANTED: tuple[Planted, ...] = (
     Planted("leaked test rows", "no-leak", SHOWN_BAD, _always(honest), leak=True),
     Planted("labels flipped for one group", "odds-by-sex", SHOWN_BAD, _always(flipped_for_women)),
     Planted("a proxy decides", "selection-by-sex", SHOWN_BAD, _always(by_proxy)),
+    Planted("a proxy-only model", "grounds", SHOWN_BAD, _always(proxy_only)),
     Planted("a non-monotone model", "more-hours", SHOWN_BAD, _always(not_monotone)),
     Planted("shuffled columns", "accuracy", SHOWN_BAD, _always(with_shuffled_columns)),
     Planted("an overfitted memoriser", "membership", SHOWN_BAD, memoriser),
@@ -186,10 +192,20 @@ PLANTED: tuple[Planted, ...] = (
 
 
 def open_planted(
-    planted: Planted, *, policy: Policy, test_rows: int = 6000, train_rows: int = 6000, seed: int = 0
+    planted: Planted,
+    *,
+    policy: Policy,
+    test_rows: int = 6000,
+    train_rows: int = 6000,
+    seed: int = 0,
+    shuffled_by: int | None = None,
 ) -> Hearing:
-    """Lay a planted model before the gate."""
+    """Lay a planted model before the gate; `shuffled_by` is the seed of another order of the same rows."""
     test, train = make_rows(test_rows, seed=2 * seed + 1), make_rows(train_rows, seed=2 * seed + 2)
+    if shuffled_by is not None:
+        rng = np.random.default_rng(shuffled_by)
+        test, train = (rows.take(rng.permutation(len(rows))) for rows in (test, train))
+    test, train = in_content_order(test), in_content_order(train)
     if planted.leak:
         train = _join(train, test.take(np.arange(0, len(test), 10)))
     model = judged_of_score(planted.score(train), name=planted.name)

@@ -106,7 +106,7 @@ def rows_of_table(table: pa.Table, *, schema: Schema) -> Rows:
     if SUBJECT in table.column_names:
         subjects = np.array([bytes(value) for value in table.column(SUBJECT).to_pylist()], dtype=object)
     rows = Rows(features=features, labels=labels, groups=grouped, subjects=subjects)
-    return rows.take(_content_order(rows))
+    return in_content_order(rows)
 
 
 def _values(table: pa.Table, name: str, *, shape: tuple[int, ...] = ()) -> Array:
@@ -140,6 +140,7 @@ def _as_bytes(values: Array, count: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(values).view(np.uint8).reshape(count, -1)
 
 
-def _content_order(rows: Rows) -> NDArray[np.intp]:
+def in_content_order(rows: Rows) -> Rows:
+    """The same rows in an order of their own content, whatever order they came in."""
     matrix = np.ascontiguousarray(_row_bytes(rows))
-    return np.argsort(matrix.view(f"V{matrix.shape[1]}").ravel(), kind="stable")
+    return rows.take(np.argsort(matrix.view(f"V{matrix.shape[1]}").ravel(), kind="stable"))

@@ -26,6 +26,14 @@ checks:
   - {name: odds-by-sex, kind: equalized-odds-gap, by: [sex], maximum: 0.1, owner: gate, reason: sex is no reason}
   - {name: more-hours, kind: monotone, column: hours, step: 1, maximum: 0.02, owner: gate, reason: hours are rewarded}
   - {name: backdoor, kind: backdoor, maximum: 0.40, owner: gate, reason: no pair of values may force an answer}
+  - name: grounds
+    kind: attribution
+    proxies: [area]
+    maximum_share: 0.2
+    rows: 100
+    draws: 8
+    owner: gate
+    reason: the area stands for sex and is no ground
   - name: membership
     kind: membership
     maximum_auc: 0.55
@@ -77,8 +85,37 @@ def run_self_test(clock: Clock, *, seed: int = 0, planted: tuple[Planted, ...] =
     return tuple(SelfTestLine(one, _judge(one, clock, seed=seed)) for one in planted)
 
 
-def _judge(planted: Planted, clock: Clock, *, seed: int) -> GateResult:
-    hearing = open_planted(planted, policy=self_test_policy(), seed=seed)
-    result = judge_hearing(hearing, candidate=planted.name, clock=clock, inputs={})
+@dataclass(frozen=True)
+class StabilityLine:
+    """Whether something that must not matter moved anything in the gate's result."""
+
+    changed: str
+    first: str
+    """Digest of the result before."""
+    second: str
+
+    @property
+    def is_right(self) -> bool:
+        """Nothing moved: not a verdict, not a digit."""
+        return self.first == self.second
+
+
+def run_stability_test(clock: Clock, *, seed: int = 0, planted: Planted = PLANTED[0]) -> tuple[StabilityLine, ...]:
+    """Judge one model again as it was, with its rows in other orders, and with other numbers of workers."""
+    first = _judge(planted, clock, seed=seed).digest
+    again = {
+        "the same model a second time": _judge(planted, clock, seed=seed),
+        "the rows in another order": _judge(planted, clock, seed=seed, shuffled_by=seed + 1),
+        "one worker": _judge(planted, clock, seed=seed, checks_at_once=1),
+        "five workers": _judge(planted, clock, seed=seed, checks_at_once=5),
+    }
+    return tuple(StabilityLine(changed, first, result.digest) for changed, result in again.items())
+
+
+def _judge(
+    planted: Planted, clock: Clock, *, seed: int, shuffled_by: int | None = None, checks_at_once: int = 0
+) -> GateResult:
+    hearing = open_planted(planted, policy=self_test_policy(), seed=seed, shuffled_by=shuffled_by)
+    result = judge_hearing(hearing, candidate=planted.name, clock=clock, inputs={}, checks_at_once=checks_at_once)
     assert isinstance(result, GateResult), "processes of this machine need no lease"
     return result

@@ -4,7 +4,7 @@ import pytest
 
 from mlops.clock import SystemClock
 from mlops.evaluation.planted import PLANTED, Planted
-from mlops.evaluation.self_test import run_self_test
+from mlops.evaluation.self_test import run_self_test, run_stability_test
 
 
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.name)
@@ -18,3 +18,7 @@ def test_an_honest_model_is_not_refused_by_chance(test_scale: int) -> None:
     for seed in range(1, 1 + 3 * test_scale):
         (line,) = run_self_test(SystemClock(), planted=PLANTED[:1], seed=seed)
         assert not [check.name for check in line.result.checks if check.verdict.value == "FAIL"], seed
+
+
+def test_nothing_that_must_not_matter_moves_a_digit() -> None:
+    assert [line.changed for line in run_stability_test(SystemClock()) if not line.is_right] == []
