@@ -240,7 +240,7 @@ def bench_attacks() -> list[dict]:
     radius = torch.full((64,), 0.1)
     box = torch_attacks.box_around(x, radius=radius, low=torch.zeros(64), high=torch.ones(64))
     generator = torch.Generator().manual_seed(0)
-    shared = {"steps": 100, "restarts": 0, "generator": generator}
+    shared = {"steps": 100, "restarts": 1, "generator": generator}
     found = [
         torch_attacks.attack_pgd(network, box, y, steps=40, restarts=5, generator=generator),
         torch_attacks.attack_apgd(network, box, y, **shared, loss=torch_attacks.cross_entropy),

@@ -19,12 +19,25 @@ ATTRIBUTIONS_SHOWN = 15
 MARKS = {Verdict.PASS: "✓", Verdict.FAIL: "✗", Verdict.UNDECIDED: "?"}
 FAMILIES: tuple[tuple[str, frozenset[str]], ...] = (
     ("Company values and law", frozenset({"value"})),
-    ("Quality", frozenset({"accuracy", "loss", "auc", "calibration", "champion"})),
-    ("Fairness", frozenset({"selection-rate-gap", "equalized-odds-gap", "equal-opportunity-gap"})),
+    ("Quality", frozenset({"accuracy", "loss", "auc", "calibration", "champion", "weak-slices"})),
+    ("Fairness", frozenset({"selection-rate-gap", "equalized-odds-gap", "equal-opportunity-gap", "mean-gap"})),
     ("Behaviour", frozenset({"monotone", "direction", "invariance", "functionality", "incidents"})),
     ("Explanation", frozenset({"attribution", "arbitrary-decisions"})),
-    ("Robustness", frozenset({"evasion", "backdoor"})),
-    ("Privacy", frozenset({"membership", "reference-membership"})),
+    ("Robustness", frozenset({"evasion", "forced", "backdoor", "poisoning", "extraction"})),
+    (
+        "Privacy",
+        frozenset(
+            {
+                "membership",
+                "reference-membership",
+                "library-membership",
+                "explanation-membership",
+                "attribute-inference",
+                "exposure",
+                "inversion",
+            }
+        ),
+    ),
     ("Artefact and data", frozenset()),
 )
 """Headings of the report; the last one takes every kind that no other names."""

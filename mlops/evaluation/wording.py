@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from mlops.evaluation.verdicts import CheckResult, Claim, GateResult, JudgedClaim, Verdict
 
-DECIMAL_KINDS = frozenset({"loss", "parity", "size"})
+DECIMAL_CLAIMS = frozenset({"epsilon", "change of loss"})
+"""Claims whose numbers are no shares, whatever their kind."""
+DECIMAL_KINDS = frozenset({"loss", "parity", "size", "exposure"})
 """Kinds whose numbers are no shares; all others are shown in percent or points."""
 NEXT_STEPS = {
     "attribute-missing": "join the attribute to the test rows (it need not be an input of the model)",
@@ -79,6 +81,7 @@ def describe_claim(judged: JudgedClaim, *, kind: str) -> str:
     """Estimate, bounds and what was asked, as a sentence."""
     claim = judged.claim
     evidence = claim.evidence
+    kind = "loss" if claim.name in DECIMAL_CLAIMS else kind
     if evidence is None:
         return f"{claim.name}: {claim.text}."
     name = "" if claim.name == "all" else f"{claim.name}: "
