@@ -78,8 +78,9 @@ def find_violations(
     if relation.kind == "bound":
         return (chance < relation.minimum) | (chance > relation.maximum)
     column = next((column for column in model.contract.inputs if column.name == relation.column), None)
-    if column is None:
-        raise NotEvaluableError("case-wrong", f"the model has no input {relation.column!r}")
+    wanted = "number" if relation.kind == "monotone" else "category"
+    if column is None or column.kind != wanted:  # of another kind nothing would be tried, and nothing violated
+        raise NotEvaluableError("case-wrong", f"the model has no {wanted} {relation.column!r} to be {relation.kind}")
     own = features[column.name]
     if relation.kind == "monotone":
         raised = model.answer({**features, column.name: own + np.float32(relation.step)})

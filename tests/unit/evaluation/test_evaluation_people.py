@@ -159,3 +159,11 @@ def test_an_expired_case_is_listed_and_an_empty_corpus_holds(tmp_path: Path) -> 
 
 def test_a_wrong_case_is_undecided(tmp_path: Path) -> None:
     assert judge(INCIDENTS, incidents_folder=incident(tmp_path, answer="maybe")).checks[0].code == "case-wrong"
+
+
+@pytest.mark.parametrize("relation", ["{kind: invariant, column: hours}", "{kind: monotone, column: sector}"])
+def test_a_relation_that_tries_nothing_is_no_pass(tmp_path: Path, relation: str) -> None:
+    path = incident(tmp_path) / "i1.yaml"
+    path.write_text(path.read_text().replace("{kind: equals, answer: granted}", relation))
+    found = judge(INCIDENTS, incidents_folder=tmp_path).checks[0]
+    assert (found.verdict, found.code) == (Verdict.UNDECIDED, "case-wrong")

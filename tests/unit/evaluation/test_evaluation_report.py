@@ -33,7 +33,7 @@ checks:
     attacks: [fgsm]
     rows: 100
     steps: 3
-    changes: [{column: hours, up: 2, down: 2}]
+    changes: [{column: hours, up: 20, down: 20}]
     owner: me
     reason: a reason of a sentence
   - {name: grounds, kind: attribution, rows: 50, draws: 4, owner: me, reason: a reason of a sentence}
