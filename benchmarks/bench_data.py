@@ -215,14 +215,14 @@ def measure_peers(places: Places, file: Path, *, ours: float, batch_size: int) -
         subprocess.run([sys.executable, "-m", "venv", str(ROOT / PEER_PLACE)], check=True)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *PEER_PACKAGES], check=True)
     few = places.root / "few.parquet"
-    pq.write_table(pq.read_table(file).slice(0, 60_000), few)
+    pq.write_table(pq.read_table(file).slice(0, 20_000), few)
     found = []
     for peer in ("streaming", "litdata"):
         for form, source in (("rows", few), ("blocks", file)):
             folder = places.root / "peers" / f"{peer}-{form}"
             command = [python, "benchmarks/data_peers.py", peer, form, source, folder, str(batch_size)]
             done = subprocess.run(
-                ["timeout", "120", *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
+                ["timeout", "240", *map(str, command)], cwd=ROOT, capture_output=True, text=True, check=False
             )
             if done.returncode:
                 print(f"{peer} with {form} failed: {done.stderr[-2000:]}", file=sys.stderr)
