@@ -10,6 +10,7 @@ stand beside ours.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -287,11 +288,12 @@ def bench_gate() -> list[dict]:
     project = open_project(ROOT)
     named = os.environ.get("MLOPS_CANDIDATE")
     folder = Path(named) if named else judging.find_newest_candidate(project.places, product="income")
-    request = judging.prepare_request(project.places, folder, clock=project.clock)
+    request = judging.prepare_request(project.places, folder, clock=project.clock, ledger=project.ledger)
+    request = dataclasses.replace(request, cache_folder=None)  # every check is heard
     start = time.perf_counter()
     result = run_gate(request)
     seconds = time.perf_counter() - start
-    how = f"{len(result.checks)} checks, {request.test.num_rows:,} test rows, two at once; {result.verdict.value}"
+    how = f"{len(result.checks)} checks, {request.test.num_rows:,} test rows, one a core; {result.verdict.value}"
     return [row("the whole gate on income", seconds, rival=None, asked=60.0, is_at_most=True, unit="s", how=how)]
 
 
