@@ -84,7 +84,7 @@ def bench_learned(spread: bool = True) -> list[dict]:
     for trace in ("muri_trace3", "muri_trace4"):
         best = min(published(trace, policy)["avg_jct_s"] for policy in ("Tiresias", "Themis"))
         jobs = read_trace(TRACES / f"{trace}.csv")
-        settings = [{}, {"reach": 8}, {"reach": 32}, {"prior_weight": 0.1}, {"prior_weight": 0.3}]
+        settings = [{}, {"reach": 8}, {"reach": 64}, {"prior_weight": 0.3}, {"prior_weight": 3.0}]
         if not spread:
             settings = settings[:1]
         found = [

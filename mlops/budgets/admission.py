@@ -30,6 +30,8 @@ from mlops.ledger.connection import Ledger, Transaction
 from mlops.units import Accelerators
 
 Status = Literal["waiting", "running", "leaving", "ended", "refused"]
+ABSENT_US = 60 * SECOND_US
+"""A waiting group whose driver has not asked for this long is dropped."""
 LIVE_SETTINGS = Settings(minimum_run_us=120 * SECOND_US, leave_us=120 * SECOND_US)
 
 
@@ -98,6 +100,7 @@ class GroupStatus:
     units: int
     status: Status
     reason: str
+    reason_code: str
     placement: Placement
     lease_id: str
     leaves_by_us: int
@@ -116,10 +119,11 @@ class Admission:
         self._leases = leases
         self._settings = settings
 
-    def report_nodes(self, found: Iterable[Node]) -> None:
-        """The cluster as it is now; a node that is missing is gone."""
+    def report_nodes(self, found: Iterable[Node], *, kind: str | None = None) -> None:
+        """The cluster as it is now; a node that is missing is gone. With a kind, only nodes of that kind are told."""
         with self._ledger.write() as transaction:
-            wanted = {node.name: node for node in found}
+            others = [node for node in _load_nodes(transaction.connection) if kind is not None and node.kind != kind]
+            wanted = {node.name: node for node in (*others, *found)}
             held = {node.name: node for node in _load_nodes(transaction.connection)}
             if wanted != held:
                 transaction.connection.execute(nodes.delete())
@@ -140,17 +144,26 @@ class Admission:
                     "remaining_us": max(round(request.expected_seconds * SECOND_US), 1), "submitted_us": now_us,
                     "waiting_since_us": now_us, "waited_us": 0, "started_us": 0, "checkpointed_us": 0,
                     "leaves_by_us": 0, "placement": "[]", "lease_id": "", "attempt": 0, "evicted_by": "[]",
-                    "yields_to": "", "yields_from_us": 0, "reason": "",
+                    "yields_to": "", "yields_from_us": 0, "reason": "", "asked_us": now_us, "reason_code": "",
                 }  # fmt: skip
                 transaction.connection.execute(groups.insert(), row)
                 self._decide(transaction)
             return _require_status(transaction.connection, request.group_id)
 
     def poll(self, group_id: str) -> GroupStatus:
-        """Where a group stands; a driver asks each second."""
+        """Where a group stands; a driver asks each second. One that waits and does not ask for a minute is dropped."""
         with self._ledger.write() as transaction:
+            row = _find_row(transaction.connection, group_id)
+            if row is not None:
+                _update(transaction, group_id, asked_us=transaction.now_us)
             self._decide(transaction)
             return _require_status(transaction.connection, group_id)
+
+    def find_holder(self, lease_id: str) -> GroupStatus | None:
+        """The group that a live lease was given to."""
+        with self._ledger.read() as connection:
+            row = connection.execute(sa.select(groups).where(groups.c.lease_id == lease_id)).one_or_none()
+        return _to_status(row) if row is not None else None
 
     def find_lease(self, group_id: str) -> Lease | None:
         """The live lease of a running group."""
@@ -180,7 +193,7 @@ class Admission:
             if is_done:
                 changes["status"] = "ended"
             else:
-                changes |= {"status": "waiting", "waiting_since_us": transaction.now_us}
+                changes |= {"status": "waiting", "waiting_since_us": transaction.now_us, "asked_us": transaction.now_us}
             transaction.append(f"group.{'ended' if is_done else 'left'}", group_id, {"attempt": row.attempt})
             _update(transaction, group_id, **changes)
             self._decide(transaction)
@@ -197,6 +210,7 @@ class Admission:
 
     def _decide(self, transaction: Transaction) -> None:
         self._drop_lost(transaction)
+        self._drop_absent(transaction)
         state = load_state(transaction.connection, now_us=transaction.now_us, settings=self._settings)
         if not any(group.status == "waiting" for group in state.groups):
             return
@@ -220,6 +234,15 @@ class Admission:
                     waiting_since_us=transaction.now_us, reason="its driver vanished",
                 )  # fmt: skip
 
+    def _drop_absent(self, transaction: Transaction) -> None:
+        """Waiting groups whose driver stopped asking: nobody would use what they were given."""
+        since_us = transaction.now_us - ABSENT_US
+        query = sa.select(groups.c.group_id, groups.c.attempt)
+        query = query.where(groups.c.status == "waiting", groups.c.asked_us < since_us)
+        for row in transaction.connection.execute(query).all():
+            transaction.append("group.ended", row.group_id, {"attempt": row.attempt})
+            _update(transaction, row.group_id, status="ended", reason="its driver stopped asking")
+
     def _apply(self, transaction: Transaction, action: Action) -> None:
         if isinstance(action, Start):
             self._start(transaction, action)
@@ -229,7 +252,10 @@ class Admission:
             row = _find_row(transaction.connection, action.group_id)
             status = "refused" if isinstance(action, Refuse) else "waiting"
             if row is not None and (row.reason != action.reason.text or row.status != status):
-                _update(transaction, action.group_id, status=status, reason=action.reason.text)
+                _update(
+                    transaction, action.group_id, status=status, reason=action.reason.text,
+                    reason_code=action.reason.code,
+                )  # fmt: skip
         elif isinstance(action, Resize):
             _update(transaction, action.group_id, reason=f"may now use {dict(action.placement)}: {action.reason.text}")
 
@@ -242,14 +268,15 @@ class Admission:
         request = replace(request, accelerators=Accelerators(request.accelerators.kind, units / 1000))
         lease = self._leases.reserve_in(transaction, request.to_lease_request(key=f"start:{row.group_id}:{attempt}"))
         if isinstance(lease, Refusal):
-            _update(transaction, row.group_id, reason=lease.render_text())
+            code = lease.reasons[0].code
+            _update(transaction, row.group_id, reason=lease.render_text(), reason_code=code)
             return
         now_us = transaction.now_us
         body = {"attempt": attempt, "placement": action.placement, "lease_id": lease.lease_id}
         transaction.append("group.started", row.group_id, body)
         _update(
             transaction, row.group_id, status="running", attempt=attempt, lease_id=lease.lease_id, reason="",
-            placement=json.dumps(action.placement), started_us=now_us, checkpointed_us=now_us,
+            reason_code="", placement=json.dumps(action.placement), started_us=now_us, checkpointed_us=now_us,
             waited_us=row.waited_us + now_us - row.waiting_since_us, yields_to=action.yields_to,
             yields_from_us=action.yields_from_us,
         )  # fmt: skip
@@ -340,6 +367,7 @@ def _to_status(row: sa.Row[Any]) -> GroupStatus:
         units=sum(count for _, count in placement) or to_milli(request.accelerators.count),
         status=row.status,
         reason=row.reason,
+        reason_code=row.reason_code,
         placement=placement,
         lease_id=row.lease_id,
         leaves_by_us=row.leaves_by_us,

@@ -56,6 +56,11 @@ class Entry:
         self.yields_to, self.yields_from_us = group.yields_to, group.yields_from_us
         self.bucket: BucketKey | None = None
 
+    @property
+    def frees_us(self) -> int:
+        """When its units become free: at its predicted end, or sooner when it was asked to leave."""
+        return min(self.ends_us, self.leaves_by_us) if self.status == "leaving" else self.ends_us
+
 
 class Board:
     """Use of nodes, quotas and money, with the groups that cause it."""

@@ -1,15 +1,18 @@
 """Durations learned while a trace runs, from submit time, size and the jobs seen so far; no hint, no look ahead.
 
 Jobs that are submitted one after another with the same size tend to be one sweep: its neighbours in order of submission
-tell most about a job, all earlier ones of its size the rest. A neighbour that still runs says that it is longer than it
-has run; it counts as twice that. From this sample the prediction is the Gittins index (Gittins 1979; Scully et al.
-2020): the least expected work per completion among all ways of giving the job some more time. Short hopes are tried
-first, and what has overrun them falls back, as in a multi-level queue, but with levels learned from the jobs.
+tell most about a job, all earlier ones of its size the rest. A neighbour that still runs says only that it is longer
+than it has run: its weight goes to what is longer (Efron 1967, redistribution to the right, which gives the estimate of
+Kaplan and Meier 1958), and to twice what it has run where nothing is. From this sample the prediction is the Gittins
+index (Gittins 1979; Scully et al. 2020): the least expected work per completion among all ways of giving the job some
+more time. Short hopes are tried first, and what has overrun them falls back, as in a multi-level queue, but with levels
+learned from the jobs.
 Leaves to others: the truth (`simulate`).
 """
 
 from __future__ import annotations
 
+import math
 from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,7 +43,7 @@ class Learned:
 
     Args:
         reach: Neighbours on each side that are looked at.
-        prior_weight: Weight of all finished jobs of the size together; one neighbour next to it weighs 1.
+        prior_weight: Weight of all finished jobs of the size together; a neighbour at distance d weighs d**-0.5.
         shortest_us: No stretch is shorter than this, nor than what has run before.
     """
 
@@ -113,21 +116,21 @@ class Learned:
 
     def _sample(self, seen: _Seen) -> list[tuple[int, float]]:
         """Durations of similar jobs with weights."""
-        sample = []
+        sample: list[tuple[int, float, bool]] = []
         for each in self._neighbours(seen):
-            weight = 1.0 / abs(each.position - seen.position)
+            weight = 1.0 / math.sqrt(abs(each.position - seen.position))
             if each.total_us is not None:
-                sample.append((each.total_us, weight))
+                sample.append((each.total_us, weight, True))
             else:
                 ran_us = self._ran(each, self._now_us)
                 if ran_us > 0:
-                    sample.append((2 * ran_us, weight))
+                    sample.append((ran_us, weight, False))
         finished = self._finished.get(seen.job.units, [])
         if finished:
             step = max(len(finished) // 32, 1)
             chosen = finished[step // 2 :: step]
-            sample.extend((total, self._prior_weight / len(chosen)) for total in chosen)
-        return sample
+            sample.extend((total, self._prior_weight / len(chosen), True) for total in chosen)
+        return spread_unfinished(sample)
 
     def _neighbours(self, seen: _Seen) -> list[_Seen]:
         peers = self._order[seen.job.units]
@@ -137,6 +140,30 @@ class Learned:
     def _ran(self, seen: _Seen, now_us: int) -> int:
         since = seen.running_since_us
         return seen.ran_us + (max(now_us - since, 0) if since is not None else 0)
+
+
+def spread_unfinished(sample: list[tuple[int, float, bool]]) -> list[tuple[int, float]]:
+    """Times with weights, in which the unfinished ones have given their weight to longer times (Efron 1967).
+
+    Args:
+        sample: Time (of unfinished ones: so far), weight above 0, and whether it is finished.
+
+    Returns:
+        Finished times with their weights grown; an unfinished one that nothing outlasts stands at twice its time. The
+        weights add up to what they added up to before.
+    """
+    ordered = sorted(sample, key=lambda each: (each[0], not each[2]))
+    left, growth = sum(weight for _, weight, _ in ordered), 1.0
+    spread = []
+    for number, (time_us, weight, is_finished) in enumerate(ordered, start=1):
+        if is_finished:
+            spread.append((time_us, weight * growth))
+        elif number < len(ordered):
+            growth *= left / (left - weight)
+        else:
+            spread.append((2 * time_us, weight * growth))
+        left -= weight
+    return spread
 
 
 def find_gittins_time(sample: list[tuple[int, float]]) -> tuple[float, int]:

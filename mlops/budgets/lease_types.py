@@ -5,11 +5,12 @@ Leaves to others: granting (`leases`), the rows (`sql_budgets`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from mlops.budgets.money import cost_of, to_milli
 from mlops.clock import SECOND_US
+from mlops.errors import Reason
 from mlops.units import Accelerators
 
 Purpose = Literal["training", "serving"]
@@ -49,6 +50,10 @@ class LeaseRequest:
     purpose: Purpose = "training"
     group_id: str = ""
     """The queued group this lease is for; empty for a lease that bypasses the queue."""
+    expected_seconds: float = field(default=0.0, repr=False, compare=False)
+    """Predicted run time, for the queue; 0: not known. A better guess is the same request."""
+    priority: int | None = field(default=None, repr=False, compare=False)
+    """In the queue; None: the budget's."""
 
     @property
     def prepaid_us(self) -> int:
@@ -90,6 +95,15 @@ class Lease:
     def price_micro_usd_per_second(self) -> int:
         """Of the whole group, rounded up; for people (charges use the price per hour)."""
         return cost_of(self.price_micro_usd_per_hour, duration_us=SECOND_US)
+
+
+@dataclass(frozen=True)
+class LeaveOrder:
+    """A running group must commit a checkpoint and leave: others need its place more."""
+
+    reason: Reason
+    leaves_by_us: int
+    """Time of the ledger at which its units are wanted; it is stopped then."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 
 from mlops.budgets.configuration import apply_budgets
+from mlops.budgets.lease_queue import LeaseQueue
 from mlops.budgets.leases import LeaseBook
 from mlops.budgets.spec import load_budgets
 from mlops.clock import Clock
@@ -21,6 +22,15 @@ def open_lease_book(places: Places, ledger: Ledger, clock: Clock, ids: Ids) -> L
     """
     apply_budgets(ledger, load_budgets(places.budgets_folder), who=find_person())
     return LeaseBook(ledger, clock, ids)
+
+
+def open_lease_queue(places: Places, ledger: Ledger, clock: Clock, ids: Ids) -> LeaseQueue:
+    """Leases by turn, after changed budget files were applied.
+
+    Raises:
+        ProjectError: as `open_lease_book`.
+    """
+    return LeaseQueue(ledger, open_lease_book(places, ledger, clock, ids))
 
 
 def find_person() -> str:

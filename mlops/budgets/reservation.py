@@ -26,11 +26,12 @@ class Reservation:
 
 
 def make_reservation(board: Board, head: Entry, *, units: int, now_us: int) -> Reservation | None:
-    """The earliest time at which predicted ends free a place; None when no end does (a draining cluster)."""
+    """The earliest time at which ends, predicted or ordered, free a place; None when none does (a draining cluster)."""
     free = dict(board.free)
     names = board.nodes_of[head.kind]
     running = sorted(
-        board.running.get(head.kind, {}).values(), key=lambda each: (max(each.ends_us, now_us), each.group.group_id)
+        board.running.get(head.kind, {}).values(),
+        key=lambda each: (max(each.frees_us, now_us), each.group.group_id),
     )
     for each in running:
         for name, count in each.placement:
@@ -38,7 +39,7 @@ def make_reservation(board: Board, head: Entry, *, units: int, now_us: int) -> R
                 free[name] += count
         placement = find_placement(board.nodes, free, names, units)
         if placement is not None:
-            return Reservation(head, units, max(each.ends_us, now_us), placement)
+            return Reservation(head, units, max(each.frees_us, now_us), placement)
     return None
 
 
@@ -87,7 +88,7 @@ def _leaves_room(board: Board, reservation: Reservation, placement: Placement, *
         ending = sum(
             dict(each.placement)[name]
             for each in board.on_node[name].values()
-            if max(each.ends_us, now_us) <= reservation.starts_us
+            if max(each.frees_us, now_us) <= reservation.starts_us
         )
         if board.free[name] + ending - asked[name] < needed:
             return False

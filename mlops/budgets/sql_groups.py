@@ -1,4 +1,4 @@
-"""Tables of the queue: worker groups and the nodes they run on. Their frozen DDL is migration 0020."""
+"""Tables of the queue: worker groups and the nodes they run on. Their frozen DDL is migrations 0020 and 0043."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ groups = sa.Table(
     sa.Column("yields_to", sa.Text, nullable=False),
     sa.Column("yields_from_us", sa.BigInteger, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("asked_us", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("reason_code", sa.Text, nullable=False, server_default=""),
 )
 nodes = sa.Table(
     "cluster_nodes",

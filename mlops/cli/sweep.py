@@ -228,7 +228,7 @@ def _detach(project: Project, product: str, request: SweepRequest, *, trials: in
 
 
 def _run(project: Project, spec: SweepSpec, request: SweepRequest, *, as_json: bool) -> None:
-    from mlops.budgets.opening import open_lease_book
+    from mlops.budgets.opening import open_lease_queue
     from mlops.registry.mlflow_runs import open_mirror
     from mlops.training.detached import require_expected_lock
     from mlops.training.launch import launch_sweep, load_version
@@ -248,7 +248,7 @@ def _run(project: Project, spec: SweepSpec, request: SweepRequest, *, as_json: b
             ledger=project.ledger,
             clock=project.clock,
             ids=project.ids,
-            leases=open_lease_book(project.places, project.ledger, project.clock, project.ids),
+            leases=open_lease_queue(project.places, project.ledger, project.clock, project.ids),
             mirror=mirror,
             say=lambda line: click.echo(line, err=as_json),
         )

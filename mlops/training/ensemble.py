@@ -24,7 +24,7 @@ from mlops.registry.mirror import Mirror
 from mlops.training import sql_trials
 from mlops.training.attempt import Crew
 from mlops.training.isolation import ENSEMBLES_FOLDER, SHARDS_FILE, Member, Slice, plan_members
-from mlops.training.leasing import Leases
+from mlops.training.leasing import GroupLeases
 from mlops.training.spec import MEMBER, Choice, Isolation, Pruner, StopEarly, SweepSpec, Value
 from mlops.training.sql_trials import COMPLETE
 from mlops.training.sweep import Ensemble, SweepRequest, TrialResult, drive, load_trials, make_task, open_book
@@ -74,7 +74,7 @@ def train_ensemble(
     ledger: Ledger,
     clock: Clock,
     ids: Ids,
-    leases: Leases,
+    leases: GroupLeases,
     mirror: Mirror,
     open_crew: Callable[[], Crew],
     say: Callable[[str], None],

@@ -23,7 +23,7 @@ from mlops.registry.mirror import DatasetReference, Mirror
 from mlops.training.attempt import Crew
 from mlops.training.contract import contract_of_schema
 from mlops.training.ensemble import EnsembleRequest, train_ensemble
-from mlops.training.leasing import Leases
+from mlops.training.leasing import GroupLeases
 from mlops.training.optuna_search import only_point
 from mlops.training.spec import SweepSpec, Value, load_sweep_spec, verify_parameters
 from mlops.training.sweep import Ensemble, SweepOutcome, SweepRequest, run_sweep
@@ -100,7 +100,7 @@ def launch_sweep(
     ledger: Ledger,
     clock: Clock,
     ids: Ids,
-    leases: Leases,
+    leases: GroupLeases,
     mirror: Mirror,
     say: Callable[[str], None],
     withdrawn: frozenset[bytes] | None = None,
@@ -121,7 +121,8 @@ def launch_sweep(
 
         def open_crew() -> Crew:
             stack.close()  # what a crew before this one held
-            return stack.enter_context(open_ray_crew(places, request.spec, version=version, say=say))
+            opened = open_ray_crew(places, request.spec, version=version, say=say, report_nodes=leases.report_nodes)
+            return stack.enter_context(opened)
 
         def join(params: Mapping[str, Value]) -> Ensemble | Refusal:
             return train_ensemble(
@@ -170,9 +171,21 @@ def load_version(places: Places, spec: SweepSpec) -> DatasetVersion:
 
 @contextmanager
 def open_ray_crew(
-    places: Places, spec: SweepSpec, *, version: DatasetVersion, say: Callable[[str], None]
+    places: Places,
+    spec: SweepSpec,
+    *,
+    version: DatasetVersion,
+    say: Callable[[str], None],
+    report_nodes: Callable[..., None] = lambda found, *, kind: None,
 ) -> Iterator[Crew]:
     """Connected to Ray, with a crew whose workers read this dataset version.
+
+    Args:
+        places: The project.
+        spec: Of the sweep.
+        version: The data.
+        say: Prints one line.
+        report_nodes: Told which machines have accelerators of the sweep's kind.
 
     Raises:
         EnvironmentFault: The cluster can never hold one worker group.
@@ -192,6 +205,9 @@ def open_ray_crew(
                 hint=f"lower `workers` or `accelerators` in training/{spec.product}.yaml, or use a larger cluster",
             )
         say(f"Ray with {cpus:g} CPUs")
+        from mlops.training.ray_nodes import list_nodes
+
+        report_nodes(list_nodes(spec.accelerators.kind), kind=spec.accelerators.kind)
         recipe = SourceRecipe(version, str(places.cache / "shards"))
         likeness = digest_json(
             {

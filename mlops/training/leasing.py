@@ -5,10 +5,12 @@ Leaves to others: money and admission (mlops/budgets), when a group is needed (m
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mlops.budgets.lease_types import Lease, LeaseRequest, Settlement, SpendLimit
+from mlops.budgets.lease_types import Lease, LeaseRequest, LeaveOrder, Settlement, SpendLimit
+from mlops.budgets.state import Node
 from mlops.clock import SECOND_US, Clock
 from mlops.errors import Refusal
 from mlops.training.spec import SweepSpec
@@ -31,6 +33,22 @@ class Leases(Protocol):
         ...
 
 
+class GroupLeases(Leases, Protocol):
+    """Leases by turn (`mlops.budgets.lease_queue.LeaseQueue` has it)."""
+
+    def report_nodes(self, found: Iterable[Node], *, kind: str) -> None:
+        """The machines with accelerators of a kind, as they are now."""
+        ...
+
+    def withdraw(self, key: str) -> None:
+        """What waits under this key is not needed any more."""
+        ...
+
+    def find_order(self, lease_id: str) -> LeaveOrder | None:
+        """Whether others need the place of a group more."""
+        ...
+
+
 @dataclass
 class GroupLease:
     """The lease of one worker group."""
@@ -41,6 +59,8 @@ class GroupLease:
     renewals: int = 0
     refusal: Refusal | None = None
     """Why the last renewal was refused; the group must yield before `until_us`."""
+    order: LeaveOrder | None = None
+    """Who needs its place; the group must yield, and waits for its turn again."""
 
     @property
     def accelerators(self) -> Accelerators:
@@ -49,9 +69,17 @@ class GroupLease:
 
 
 def reserve_group(
-    leases: Leases, *, spec: SweepSpec, sweep_id: str, key: str, holder: str, spender: str, clock: Clock
+    leases: Leases,
+    *,
+    spec: SweepSpec,
+    sweep_id: str,
+    key: str,
+    holder: str,
+    spender: str,
+    expected_seconds: float,
+    clock: Clock,
 ) -> GroupLease | Refusal:
-    """A lease for one more group of the sweep."""
+    """A lease for one more group of the sweep, which is expected to run for so long."""
     asked_us = clock.monotonic_us()
     limits = () if spec.stop.spend is None else (SpendLimit(scope=f"sweep:{sweep_id}", cap_micro_usd=spec.stop.spend),)
     answer = leases.reserve(
@@ -66,6 +94,8 @@ def reserve_group(
             sweep_id=sweep_id,
             limits=limits,
             spender=spender,
+            expected_seconds=expected_seconds,
+            priority=spec.priority,
         )
     )
     if isinstance(answer, Refusal):

@@ -78,6 +78,7 @@ def run_one_trial(
         key=f"{request.run_id}:group",
         holder=request.run_id,
         spender=request.spender,
+        expected_seconds=0.0,
         clock=clock,
     )
     if isinstance(lease, Refusal):

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 
+from mlops.budgets.spec import Priority
 from mlops.errors import ProjectError
 from mlops.specs import Spec, load_spec
 from mlops.training.trainer import RESERVED, TrainerText, compare_parameters, read_trainer
@@ -179,6 +180,8 @@ class SweepSpec(Spec):
     """Worker groups, which is trials at the same time."""
     lag: int | None = Field(default=None, ge=1)
     """Proposal n sees the results of trials up to n - lag, whichever ended first; default twice the groups, minus 1."""
+    priority: Priority | None = None
+    """`low`, `normal`, `high`, `urgent` or 0..1000, among the sweeps of the budget; left out: the budget's."""
     lease_window: Duration = 60.0
     grace: Duration = 5.0
     checkpoint_time: Duration = 5.0

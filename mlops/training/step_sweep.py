@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlops.budgets.opening import open_lease_book
+from mlops.budgets.opening import open_lease_queue
 from mlops.datasets.version import load_dataset_version
 from mlops.errors import DatasetError, Refusal
 from mlops.provenance.confinement import in_process_method
@@ -65,7 +65,7 @@ def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) ->
                 ledger=bench.ledger,
                 clock=bench.clock,
                 ids=bench.ids,
-                leases=open_lease_book(places, bench.ledger, bench.clock, bench.ids),
+                leases=open_lease_queue(places, bench.ledger, bench.clock, bench.ids),
                 mirror=mirror,
                 say=bench.say,
                 withdrawn=request.withdrawn,

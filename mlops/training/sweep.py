@@ -20,7 +20,7 @@ from mlops.provenance.digest import digest_json, hex_of
 from mlops.registry.mirror import DatasetReference, Mirror
 from mlops.training import sql_trials
 from mlops.training.attempt import Crew
-from mlops.training.leasing import Leases, settle_group
+from mlops.training.leasing import GroupLeases, Leases, settle_group
 from mlops.training.optuna_search import fit_earlier
 from mlops.training.spec import SweepSpec, verify_parameters
 from mlops.training.sql_trials import FAILED, TrialRow
@@ -117,7 +117,7 @@ def run_sweep(
     ledger: Ledger,
     clock: Clock,
     ids: Ids,
-    leases: Leases,
+    leases: GroupLeases,
     mirror: Mirror,
     open_crew: Callable[[], Crew],
     say: Callable[[str], None],
@@ -217,7 +217,7 @@ def drive(
     task: DriverTask,
     book: SweepBook,
     *,
-    leases: Leases,
+    leases: GroupLeases,
     ids: Ids,
     open_crew: Callable[[], Crew],
     say: Callable[[str], None],

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlops.budgets.lease_queue import DROPPED, PASSING
+from mlops.budgets.prediction import predict_trial
 from mlops.clock import SECOND_US, Clock
 from mlops.errors import Reason, Refusal
 from mlops.ids import Ids
@@ -28,7 +30,7 @@ from mlops.training.attempt import (
     Reported,
     Usage,
 )
-from mlops.training.leasing import GroupLease, Leases, renew_if_due, reserve_group, settle_group, shorten_group
+from mlops.training.leasing import GroupLease, GroupLeases, renew_if_due, reserve_group, settle_group, shorten_group
 from mlops.training.optuna_search import Result, Search, count_trials
 from mlops.training.seeds import derive_seed
 from mlops.training.spec import MEMBER, SweepSpec, Value
@@ -88,11 +90,15 @@ class _Trial:
 @dataclass
 class _Group:
     lease: GroupLease
+    key: str
+    """Under which its place was asked for."""
     is_ready: bool = False
     trial: int | None = None
     heard_us: int = 0
     """When it last said something, or got work; monotonic."""
     idle_since_us: int = 0
+    begun_us: int = 0
+    """When its trial began; monotonic."""
     trials_done: int = 0
     is_leaving: bool = False
     """It gets no further trial: its loss was heard, its machine is taken away, or it has run long enough."""
@@ -116,7 +122,7 @@ class SweepDriver:
         task: DriverTask,
         book: SweepBook,
         crew: Crew,
-        leases: Leases,
+        leases: GroupLeases,
         clock: Clock,
         ids: Ids,
         say: Callable[[str], None],
@@ -142,6 +148,11 @@ class SweepDriver:
         self._started_us = clock.monotonic_us()
         self._stopping = ""
         self._lost_groups = 0
+        self._queued = ""
+        """Key of the place that is waited for."""
+        self._told_wait = ""
+        self._finished, self._finished_us = 0, 0
+        """Complete trials of this driver, and their time together."""
 
     def run(self, *, past: list[TrialRow], reports: list[ReportRow]) -> Refusal | str:
         """To the end of the sweep.
@@ -179,6 +190,7 @@ class SweepDriver:
         finally:
             for name in list(self._groups):
                 self._drop_group(name)
+            self._withdraw()
         return self._stopping
 
     @contextmanager
@@ -265,28 +277,34 @@ class SweepDriver:
         now_us = self._clock.monotonic_us()
         waiting = sum(trial.is_waiting for trial in self._open.values())
         free = sum(group.trial is None for group in self._groups.values())
-        if waiting <= free or len(self._groups) >= self._spec.groups or now_us < self._retry_us:
+        if waiting <= free or len(self._groups) >= self._spec.groups:
+            self._withdraw()
+            return
+        if now_us < self._retry_us:
             return
         shape = GroupShape(self._spec.workers, self._spec.accelerators.kind, self._spec.accelerators.count)
         likeness = self._crew.likeness(shape)
         warm = self._shelf.take(likeness) if likeness else None
         name = warm.worker_group if warm is not None else self._ids.new("group")
+        self._queued = self._queued or f"{self._book.sweep_id}:{self._ids.new('place')}"
         answer = reserve_group(
             self._leases,
             spec=self._spec,
             sweep_id=self._book.sweep_id,
-            key=f"{self._book.sweep_id}:{name}:{self._task.holder}",
+            key=self._queued,
             holder=self._task.holder,
             spender=self._task.spender,
+            expected_seconds=self._expect_seconds(),
             clock=self._clock,
         )
         if isinstance(answer, Refusal):
-            self._refusal, self._retry_us = answer, now_us + round(RETRY_SECONDS * SECOND_US)
+            self._wait_or_give_up(answer, now_us=now_us)
             self._crew.end_left_over([name] if warm is not None else [])
             return
         self._refusal = None
         self._book.add_lease(name, answer)
-        self._groups[name] = _Group(lease=answer, heard_us=now_us, idle_since_us=now_us)
+        self._groups[name] = _Group(lease=answer, key=self._queued, heard_us=now_us, idle_since_us=now_us)
+        self._queued = self._told_wait = ""
         if warm is None or not self._crew.adopt_group(name, shape=shape, until_us=answer.until_us):
             self._crew.start_group(
                 name, shape=shape, until_us=answer.until_us, start_deadline_seconds=self._spec.start_deadline
@@ -316,6 +334,32 @@ class SweepDriver:
             )
             del self._groups[name]
 
+    def _wait_or_give_up(self, refusal: Refusal, *, now_us: int) -> None:
+        codes = {reason.code for reason in refusal.reasons}
+        if DROPPED in codes:
+            self._queued = ""
+        elif codes <= PASSING:
+            self._retry_us = now_us + round(POLL_SECONDS * SECOND_US)
+            text = refusal.reasons[0].text
+            if text != self._told_wait:
+                self._say(f"waits for its turn: {text}")
+            self._told_wait = text
+        else:
+            self._withdraw()
+            self._refusal, self._retry_us = refusal, now_us + round(RETRY_SECONDS * SECOND_US)
+
+    def _withdraw(self) -> None:
+        if self._queued:
+            self._leases.withdraw(self._queued)
+            self._queued = ""
+
+    def _expect_seconds(self) -> float:
+        """How long a group would still run: its share of the open trials, each as long as the finished ones."""
+        finished = [self._finished_us // self._finished] if self._finished else []
+        trial_us = predict_trial(hint_us=None, finished_us=finished, ran_us=0)
+        ahead = self._total - (len(self._trials) - len(self._open))
+        return -(-ahead // self._spec.groups) * trial_us / SECOND_US
+
     def _retire(self) -> None:
         """Groups without a trial go when their lease ends, or when there was no work for too long."""
         now_us = self._clock.monotonic_us()
@@ -336,6 +380,7 @@ class SweepDriver:
         group = self._groups[name]
         trial.attempt, trial.is_waiting = trial.attempt + 1, False
         group.trial, group.heard_us = trial.number, self._clock.monotonic_us()
+        group.begun_us = group.heard_us
         self._book.begin_attempt(trial.number, attempt=trial.attempt, group=name, lease=group.lease)
         task = self._make_task(trial)
         self._after.append(lambda: self._crew.begin(name, task))
@@ -373,8 +418,19 @@ class SweepDriver:
                 left_us = max(0, group.lease.until_us - self._clock.monotonic_us())
                 self._checkpoint_and_yield(name, seconds=left_us / SECOND_US)
 
+    def _hear_orders(self) -> None:
+        """Groups whose place others need more give it up by the same way."""
+        for name, group in self._groups.items():
+            order = group.lease.order or self._leases.find_order(group.lease.lease.lease_id)
+            if order is not None and group.lease.order is None:
+                self._say(f"{name} makes room: {order.reason.text}")
+                group.lease.order = order
+                group.is_leaving = group.is_preempted = True
+                left_us = max(0, order.leaves_by_us - self._clock.now_us())
+                self._checkpoint_and_yield(name, seconds=left_us / SECOND_US)
+
     def _checkpoint_and_yield(self, name: str, *, seconds: float) -> None:
-        """The one way in which a trial gives up its machines: drained nodes, refused renewals, a wish to stop.
+        """The one way in which a trial gives up its machines: node drain, priority, refused renewal, a wish to stop.
 
         It ends in a committed checkpoint and `Ended("yielded")`; or, when that does not come in time, in a kill.
         """
@@ -401,6 +457,12 @@ class SweepDriver:
         settle_group(
             self._leases, group.lease.lease.lease_id, fencing_token=group.lease.lease.fencing_token, ended_us=ended_us
         )
+        if group.lease.order is None:
+            return
+        if self._queued:
+            self._leases.withdraw(group.key)
+        else:
+            self._queued = group.key  # it keeps its place in the queue
 
     # ---- events
 
@@ -480,6 +542,9 @@ class SweepDriver:
             self._close_trial(trial, state=_YIELDED)
         if not self._book.end_attempt(ended, final_state=final):
             return
+        if final == COMPLETE:
+            self._finished += 1
+            self._finished_us += group.idle_since_us - group.begun_us
         if final is not None:
             self._close_trial(trial, state=final)
             self._say(f"trial {trial.number} {ended.outcome}" + (f": {ended.reason}" if ended.reason else ""))
@@ -519,6 +584,7 @@ class SweepDriver:
         if now_us - self._beat_us < POLL_SECONDS * SECOND_US:
             return
         self._beat_us = now_us
+        self._hear_orders()
         wish = self._book.heartbeat()
         deadline = self._spec.stop.deadline
         if wish == "stop":

@@ -52,6 +52,25 @@ def test_a_group_starts_with_a_lease_and_ends_with_a_refund(queue):
     assert admission.poll("g1").status == "ended"
 
 
+def test_a_group_whose_driver_stopped_asking_leaves_the_queue_and_holds_up_nobody(queue):
+    admission, _, clock = queue
+    admission.submit(request("runs", "a", 8))
+    assert admission.submit(request("dead", "a", 8, expected_seconds=1)).status == "waiting"
+    clock.advance(50)
+    assert admission.poll("dead").status == "waiting"
+    clock.advance(61)
+    admission.submit(request("next", "b", 4))
+    dead = admission.submit(request("dead", "a", 8))
+    assert (dead.status, dead.reason) == ("ended", "its driver stopped asking")
+    assert [each.group_id for each in load_queue_of(queue)] == ["runs", "next"]
+
+
+def load_queue_of(queue):
+    _, ledger, _ = queue
+    with ledger.read() as connection:
+        return load_queue(connection)
+
+
 def test_what_was_lent_comes_back_within_minimum_run_and_one_deadline(queue):
     admission, _, clock = queue
     for name in ("g1", "g2"):

@@ -73,12 +73,16 @@ class World:
                     assert victim.priority < winner.priority, "an equal class made room"
             assert (action.in_favour_of, action.group_id) not in self.evictions_since_event, "they evict each other"
             self.evictions_since_event.append((action.group_id, action.in_favour_of))
-            self.groups[action.group_id] = replace(
-                victim, status="waiting", placement=(), waiting_since_us=self.now_us,
-                evicted_by=(victim.evicted_by & set(self.groups)) | {action.in_favour_of},
-            )  # fmt: skip
+            asked = replace(victim, evicted_by=(victim.evicted_by & set(self.groups)) | {action.in_favour_of})
+            if self.settings.leave_us:
+                self.groups[action.group_id] = replace(asked, status="leaving", leaves_by_us=action.leaves_by_us)
+            else:
+                self.groups[action.group_id] = self._leave(asked)
         elif isinstance(action, Refuse):
             del self.groups[action.group_id]
+
+    def _leave(self, group: Group) -> Group:
+        return replace(group, status="waiting", placement=(), waiting_since_us=self.now_us)
 
     def check(self, actions) -> None:
         used_on, used_by = dict.fromkeys((node.name for node in self.nodes), 0), {}
@@ -115,7 +119,9 @@ class World:
         elapsed = until_us - self.now_us
         self.now_us = until_us
         for group in list(self.groups.values()):
-            if group.status == "running":
+            if group.status == "leaving" and until_us >= group.leaves_by_us - self.settings.leave_us // 2:
+                self.groups[group.group_id] = self._leave(group)  # some time before it must
+            elif group.status != "waiting":
                 left = group.remaining_us - elapsed
                 if left <= 0:
                     del self.groups[group.group_id]
@@ -124,8 +130,13 @@ class World:
                     self.groups[group.group_id] = replace(group, remaining_us=left, checkpointed_us=self.now_us)
 
     def next_end(self) -> int | None:
-        ends = [self.now_us + group.remaining_us for group in self.groups.values() if group.status == "running"]
-        return min(ends, default=None)
+        ends = [self.now_us + group.remaining_us for group in self.groups.values() if group.status != "waiting"]
+        leaves = [
+            group.leaves_by_us - self.settings.leave_us // 2
+            for group in self.groups.values()
+            if group.status == "leaving"
+        ]
+        return min([*ends, *leaves], default=None)
 
 
 ARRIVALS = st.lists(
@@ -141,11 +152,14 @@ ARRIVALS = st.lists(
 )
 
 
+@pytest.mark.parametrize("leave_s", [0, 30], ids=["they leave at once", "they are given time"])
 @pytest.mark.parametrize("is_by_work", [True, False])
 @settings(max_examples=40 * SCALE, deadline=None, suppress_health_check=list(HealthCheck))
 @given(arrivals=ARRIVALS)
-def test_every_step_keeps_the_invariants_and_every_group_ends(arrivals, is_by_work):
-    rule_settings = Settings(minimum_run_us=20 * SECOND_US, restart_us=0, is_preempting_by_work=is_by_work)
+def test_every_step_keeps_the_invariants_and_every_group_ends(arrivals, is_by_work, leave_s):
+    rule_settings = Settings(
+        minimum_run_us=20 * SECOND_US, leave_us=leave_s * SECOND_US, restart_us=0, is_preempting_by_work=is_by_work
+    )
     world = World(rule_settings=rule_settings)
     arriving_at = 0
     expected = set()

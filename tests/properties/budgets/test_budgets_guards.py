@@ -44,6 +44,10 @@ GUARDS = {
         "budgets/preemption.py", "return entry.priority > victim.priority", "return True", f"{RULE}::test_every_step_keeps_the_invariants_and_every_group_ends"),
     "backfill does not delay the head": (
         "budgets/reservation.py", "if ends_us <= reservation.starts_us:", "if True:", f"{RULE}::test_backfill_never_delays_the_head"),
+    "units of groups that leave are kept for whom they leave": (
+        "budgets/board.py", "min(self.ends_us, self.leaves_by_us) if self.status == \"leaving\" else self.ends_us", "self.ends_us", "tests/unit/training/test_training_sweep_queue.py::test_a_sweep_makes_room_for_a_higher_class_and_goes_on_after_it"),
+    "a waiting group whose driver is gone leaves the queue": (
+        "budgets/admission.py", "groups.c.asked_us < since_us", "groups.c.asked_us < 0", "tests/contracts/budgets/test_budgets_admission.py::test_a_group_whose_driver_stopped_asking_leaves_the_queue_and_holds_up_nobody"),
     "what can never fit is refused": (
         "budgets/reasons.py", "if not is_fitting:", "if False:", f"{UNIT}::test_what_can_never_fit_is_refused_naming_the_limit"),
     "a start is paid": (

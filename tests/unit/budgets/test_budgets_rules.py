@@ -10,7 +10,7 @@ from mlops.budgets.accounts import Account
 from mlops.budgets.claims import check_spender, make_claim
 from mlops.budgets.decide import decide
 from mlops.budgets.forecast import SweepPlan, check_holding, find_exhaustion, forecast_sweep
-from mlops.budgets.learned import Learned, find_gittins_time
+from mlops.budgets.learned import Learned, find_gittins_time, spread_unfinished
 from mlops.budgets.money import cost_of, price_per_hour
 from mlops.budgets.placement import find_placement
 from mlops.budgets.prediction import Exact, Noisy, grow, predict_trial
@@ -155,6 +155,27 @@ def test_what_can_never_fit_is_refused_naming_the_limit():
     }
     assert "at most 8, 8 in all" in texts["c"]
     assert "never have more than 4" in texts["q"]
+
+
+@pytest.mark.parametrize(
+    ("sample", "expected"),
+    [
+        ([(10, 1.0, True), (20, 1.0, True)], [(10, 1.0), (20, 1.0)]),
+        ([(10, 1.0, True), (15, 1.0, False), (20, 1.0, True)], [(10, 1.0), (20, 2.0)]),
+        ([(5, 1.0, False), (10, 1.0, True), (20, 1.0, True)], [(10, 1.5), (20, 1.5)]),
+        ([(10, 1.0, True), (30, 2.0, False)], [(10, 1.0), (60, 2.0)]),
+        ([(10, 1.0, False), (10, 1.0, True)], [(10, 1.0), (20, 1.0)]),
+    ],
+    ids=[
+        "all finished",
+        "to what is longer",
+        "to all that is longer",
+        "nothing outlasts it",
+        "finished first in a tie",
+    ],
+)
+def test_unfinished_times_give_their_weight_to_longer_ones(sample, expected):
+    assert spread_unfinished(sample) == [(time, pytest.approx(weight)) for time, weight in expected]
 
 
 def test_a_group_waits_for_money_and_for_policy_with_the_reason():

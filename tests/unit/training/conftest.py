@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mlops.budgets.lease_types import Lease, LeaseRequest, Settlement
+from mlops.budgets.lease_types import Lease, LeaseRequest, LeaveOrder, Settlement
 from mlops.clock import SECOND_US, FakeClock
 from mlops.datasets.reader import Batch
 from mlops.errors import Reason, Refusal
@@ -163,6 +163,8 @@ class FakeLeases:
         self.live: dict[str, Lease] = {}
         self.settled: dict[str, int | None] = {}
         self.requests: list[LeaseRequest] = []
+        self.withdrawn: list[str] = []
+        self.orders: dict[str, LeaveOrder] = {}
 
     def reserve(self, request: LeaseRequest) -> Lease | Refusal:
         self.requests.append(request)
@@ -188,6 +190,15 @@ class FakeLeases:
             charged_micro_usd=0,
         )
         return lease
+
+    def report_nodes(self, found, *, kind: str) -> None:
+        pass
+
+    def withdraw(self, key: str) -> None:
+        self.withdrawn.append(key)
+
+    def find_order(self, lease_id: str) -> LeaveOrder | None:
+        return self.orders.pop(lease_id, None)
 
     def renew(self, lease_id: str, *, fencing_token: int, window_seconds: float, key: str) -> Lease | Refusal:
         if self.budget <= 0:

@@ -8,7 +8,7 @@ import pytest
 
 from mlops.budgets.lease_types import LeaseRequest
 from mlops.clock import SECOND_US
-from mlops.errors import ProjectError, Refusal, TrainingError
+from mlops.errors import ProjectError, Reason, Refusal, TrainingError
 from mlops.ledger.sql_events import load_events
 from mlops.training import sql_trials
 from mlops.training.sweep import find_changes, load_earlier
@@ -132,7 +132,7 @@ def test_a_refused_second_group_leaves_the_first_working(stage, leases_of):
     leases = leases_of(stage.clock)
     grant = leases.reserve
     leases.reserve = lambda request: (  # quota for one group
-        grant(request) if not leases.live else Refusal(())
+        grant(request) if not leases.live else Refusal((Reason("quota-exceeded", "one at a time"),))
     )
     outcome = stage.run(stage.spec(), stage.crew(), leases)
     assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 4
@@ -406,7 +406,7 @@ def test_a_warm_start_names_ended_sweeps_with_trials_that_fit(stage):
 
 def test_a_sweep_with_changed_inputs_is_another_one_unless_somebody_asks(stage):
     request = stage.request(stage.spec())
-    changed = replace(request, inputs={"trainer": "sha256:" + "b" * 64})
+    changed = replace(request, inputs={**request.inputs, "trainer": "sha256:" + "b" * 64})
     assert changed.sweep_id != request.sweep_id
     assert find_changes(changed, request.inputs) == ("trainer",)
     assert replace(changed, resumed_id=request.sweep_id).sweep_id == request.sweep_id
