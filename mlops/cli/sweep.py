@@ -29,10 +29,11 @@ def sweep() -> None:
 @sweep.command()
 @click.argument("product")
 @click.option("--trials", type=click.IntRange(min=1), help="Instead of the number in the spec.")
-@click.option("--dry-run", is_flag=True, help="Check spec, trainer and data; start nothing.")
+@click.option("--dry-run", is_flag=True, help="Check spec, trainer and data; forecast cost and time; start nothing.")
+@click.option("--hint", help="With --dry-run: expected time per trial, for instance 20min, while none has ended.")
 @click.option("--detach", is_flag=True, help="Let the driver outlive this command, here or at RAY_JOBS_ADDRESS.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON; progress goes to stderr.")
-def launch(product: str, *, trials: int | None, dry_run: bool, detach: bool, as_json: bool) -> None:
+def launch(product: str, *, trials: int | None, dry_run: bool, hint: str | None, detach: bool, as_json: bool) -> None:
     """Run the sweep of PRODUCT under its budget; one that was interrupted goes on."""
     from mlops.project.opening import open_project  # heavy: SQLAlchemy, pydantic, torch
     from mlops.training.launch import load_launch_spec
@@ -43,7 +44,7 @@ def launch(product: str, *, trials: int | None, dry_run: bool, detach: bool, as_
     spec = load_launch_spec(places, project.require_product(product), trials=trials)
     verify_parameters(spec, trainer_file=places.trainer_file(product))
     if dry_run:
-        _show_plan(project, spec, as_json=as_json)
+        _show_plan(project, spec, hint=hint, as_json=as_json)
         return
     request = _request(project, spec)
     if detach:
@@ -267,7 +268,17 @@ def _request(project: Project, spec: SweepSpec) -> SweepRequest:
     return make_request(project.places, spec, version=version, tags=tags, spender=find_person())
 
 
-def _show_plan(project: Project, spec: SweepSpec, *, as_json: bool) -> None:
+def _show_plan(project: Project, spec: SweepSpec, *, hint: str | None, as_json: bool) -> None:
+    from mlops.training.cost import describe_cost
+    from mlops.units import parse_duration
+
+    try:
+        hint_seconds = parse_duration(hint) if hint else None
+    except ValueError as error:
+        raise click.UsageError(f"--hint: {error}") from error
+    cost = describe_cost(
+        project.places, project.ledger, spec, clock=project.clock, ids=project.ids, hint_seconds=hint_seconds
+    )
     request = _request(project, spec)
     plan = {
         "sweep_id": request.sweep_id,
@@ -281,6 +292,7 @@ def _show_plan(project: Project, spec: SweepSpec, *, as_json: bool) -> None:
         "pruner": spec.pruner.name,
         "parameters": sorted(spec.space),
         "dataset": request.dataset.digest,
+        "cost": cost,
     }
     if as_json:
         emit_json(plan)
@@ -290,6 +302,7 @@ def _show_plan(project: Project, spec: SweepSpec, *, as_json: bool) -> None:
         f"  on up to {spec.groups} groups of {spec.workers} workers, {spec.accelerators} each; budget {spec.budget}"
     )
     click.echo(f"  {spec.sampler} over {', '.join(spec.space)}; dataset {spec.dataset} {request.dataset.digest[7:19]}")
+    click.echo(f"  costs {cost}")
 
 
 def _show_outcome(project: Project, outcome: SweepOutcome, *, as_json: bool) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mlops.budgets.opening import open_lease_book
-from mlops.budgets.planning import forecast_for
 from mlops.deploy.environment import load_environment
 from mlops.deploy.site import Site
 from mlops.deploy.sql_deployments import FAILED, load_deployments
@@ -20,9 +18,8 @@ from mlops.project.opening import Project
 from mlops.provenance.sql_steps import find_newest_steps
 from mlops.provenance.steps import StepMissing, StepRun
 from mlops.release import STEPS, Release, Steps, run_steps
-from mlops.training.spec import SweepSpec, load_sweep_spec
-from mlops.training.sql_trials import load_trial_seconds
-from mlops.units import Accelerators, render_money
+from mlops.training.cost import describe_cost
+from mlops.training.spec import load_sweep_spec
 
 
 @dataclass(frozen=True)
@@ -84,7 +81,7 @@ def plan_retrain(project: Project, product: str) -> RetrainPlan:
     """What a release would reuse and do once the case is committed, and what a new sweep would cost."""
     spec = load_sweep_spec(project.places.sweep_file(product))
     preview = Release(product, spec, project.preview().workbench(lambda line: None), project.person, allow_dirty=True)
-    cost = _forecast(project, product)
+    cost = describe_cost(project.places, project.ledger, spec, clock=project.clock, ids=project.ids)
     try:
         run_steps(preview, {**_BEFORE_GATE, "source check": _find_source})
     except StepMissing:
@@ -111,32 +108,3 @@ def _find_source(it: Release) -> StepRun:
     if found is None:
         raise StepMissing("source-check")
     return StepRun(found, is_reused=True)
-
-
-def _forecast(project: Project, product: str) -> str:
-    """Cost and time of a sweep as the spec has it, by the trials that this product has finished."""
-    spec = load_sweep_spec(project.places.sweep_file(product))
-    open_lease_book(project.places, project.ledger, project.clock, project.ids)  # budget files as they are now
-    with project.ledger.read() as connection:
-        seconds = load_trial_seconds(connection, product)
-        try:
-            forecast, holdings = forecast_for(
-                connection,
-                budget=spec.budget,
-                trials=spec.trials,
-                at_once=spec.groups,
-                accelerators=_of_a_trial(spec),
-                hint_seconds=None,
-                finished_seconds=seconds,
-                now_us=project.clock.now_us(),
-            )
-        except MlopsError as error:
-            return f"no forecast: {error.message}"
-    short = [each.scope.removeprefix("budget:") for each in holdings if not each.holds_p90]
-    held = f"; more than is left in {', '.join(short)}" if short else "; the budgets hold it"
-    cost = f"{render_money(forecast.cost_p50)} (P50) to {render_money(forecast.cost_p90)} (P90)"
-    return f"{cost}, {forecast.seconds_p50 / 60:.1f} to {forecast.seconds_p90 / 60:.1f} min, by {forecast.basis}{held}"
-
-
-def _of_a_trial(spec: SweepSpec) -> Accelerators:
-    return Accelerators(spec.accelerators.kind, spec.accelerators.count * spec.workers)
