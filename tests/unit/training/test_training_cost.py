@@ -10,7 +10,9 @@ from mlops.training.cost import describe_cost
 def places(tmp_path):
     (tmp_path / "budgets").mkdir()
     (tmp_path / "budgets/research.yaml").write_text("version: 1\ncap: 10 USD\nperiod: once\n")
-    (tmp_path / "budgets/rates.yaml").write_text("version: 1\nrates:\n  - from: 2020-01-01\n    prices: {cpu: 3.6 USD}\n")
+    (tmp_path / "budgets/rates.yaml").write_text(
+        "version: 1\nrates:\n  - from: 2020-01-01\n    prices: {cpu: 3.6 USD}\n"
+    )
     return Places(tmp_path)
 
 
