@@ -60,13 +60,22 @@ def _print_one(one: Diagnosis) -> None:
 
 
 def _print_processes(*, is_json: bool) -> None:
-    from mlops.places import Places, find_root
-    from mlops.project.processes import find_held_locks, list_processes  # psutil
+    from mlops.project.opening import open_project
+    from mlops.project.processes import (  # psutil
+        find_held_locks,
+        find_run_leftovers,
+        list_processes,
+    )
 
-    places = Places(find_root(Path.cwd()))
+    project = open_project()
+    places = project.places
     found, locks = list_processes(places), find_held_locks(places)
+    left = list(find_run_leftovers(places, ledger=project.ledger, now_us=project.clock.now_us()))
     if is_json:
-        emit_json({"processes": [one.to_json() for one in found], "locks": [vars(lock) for lock in locks]})
+        processes = [one.to_json() for one in found]
+        emit_json(
+            {"processes": processes, "locks": [vars(lock) for lock in locks], "leftovers": [vars(one) for one in left]}
+        )
         return
     if not found:
         click.echo("no process works in this project")
@@ -78,3 +87,7 @@ def _print_processes(*, is_json: bool) -> None:
         click.echo(render_table(("pid", "since", "cpu", "memory", "command"), rows))
     for lock in locks:
         click.echo(f"{lock.path} is held by {lock.render_holder()}")
+    if left:
+        click.echo("left over:")
+    for one in left:
+        _print_one(one)

@@ -14,11 +14,15 @@ from typing import Any
 
 import psutil
 
+from mlops.ledger.connection import Ledger
 from mlops.places import Places
 from mlops.project.diagnosis import Diagnosis
+from mlops.training import sql_trials
 from mlops.training.ray_cluster import find_local
+from mlops.training.sweep_view import show_state
 
 _RAY_PROGRAMS = ("raylet", "gcs_server")
+_WORKER = "ray::WorkerActor"
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,43 @@ def find_held_locks(places: Places) -> tuple[HeldLock, ...]:
         if pid is not None and pid != os.getpid():
             found.append(HeldLock(path.relative_to(places.root).as_posix(), max(pid, 0), _command_of(pid)))
     return tuple(found)
+
+
+def find_run_leftovers(places: Places, *, ledger: Ledger, now_us: int) -> Iterator[Diagnosis]:
+    """Sweeps whose driver died, and worker processes that no living driver has."""
+    with ledger.read() as connection:
+        rows = sql_trials.list_sweeps(connection, product=None)
+        leases = {row.sweep_id: sql_trials.list_group_leases(connection, row.sweep_id) for row in rows}
+    running = [row for row in rows if row.state == "running"]
+    dead = [row for row in running if show_state(row, now_us=now_us) == "interrupted"]
+    for row in dead:
+        groups = [lease.worker_group for lease in leases[row.sweep_id] if lease.ended_us is None]
+        held = f"; {len(groups)} worker groups held leases: {', '.join(groups)}" if groups else ""
+        hint = f"`mlops sweep resume {row.sweep_id}` gives them back and goes on"
+        yield Diagnosis(row.sweep_id, "note", f"its driver {row.driver} is dead{held}", hint=hint)
+    workers = list(_list_workers(places))
+    if workers and len(dead) == len(running):
+        items = tuple(f"process {pid}: {_command_of(pid)[:80]}" for pid in workers)
+        hint = "warm groups end by themselves when their paid time is over; `mlops stop` ends them now"
+        yield Diagnosis("workers", "note", f"{len(workers)} without a driver", items=items, hint=hint)
+
+
+def _list_workers(places: Places) -> Iterator[int]:
+    local = find_local(places)
+    try:
+        found = psutil.Process(local.pid).children(recursive=True) if local is not None else []
+    except psutil.NoSuchProcess:
+        return
+    for process in found:
+        if _WORKER in _name_of(process):
+            yield process.pid
+
+
+def _name_of(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return ""
 
 
 def find_ray_leftovers(places: Places | None) -> Iterator[Diagnosis]:

@@ -49,6 +49,8 @@ class AttemptTask:
     reads slices 0 to r, and leaves a checkpoint. Empty: the whole train split."""
     slice_folders: tuple[str, ...] = ()
     """Where the checkpoint of each stage goes and is looked for."""
+    most_workers: int = 1
+    """Of an elastic group; with fewer, each takes its part of a batch in several pieces."""
 
     @property
     def stage_epochs(self) -> int:

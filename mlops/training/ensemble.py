@@ -29,7 +29,8 @@ from mlops.training.spec import MEMBER, Choice, Isolation, Pruner, StopEarly, Sw
 from mlops.training.sql_trials import COMPLETE
 from mlops.training.sweep import Ensemble, SweepRequest, TrialResult, drive, load_trials, make_task, open_book
 from mlops.training.sweep_book import SweepBook
-from mlops.training.sweep_driver import STOPPED_BY_REQUEST, MemberTask
+from mlops.training.sweep_driver import STOPPED_BY_REQUEST
+from mlops.training.sweep_state import MemberTask
 from mlops.training.winner import choose_winner
 
 WEIGHTS = "weights.safetensors"

@@ -72,6 +72,7 @@ def reserve_group(
     leases: Leases,
     *,
     spec: SweepSpec,
+    workers: int,
     sweep_id: str,
     key: str,
     holder: str,
@@ -86,7 +87,7 @@ def reserve_group(
         LeaseRequest(
             key=key,
             budget=spec.budget,
-            accelerators=Accelerators(spec.accelerators.kind, spec.accelerators.count * spec.workers),
+            accelerators=Accelerators(spec.accelerators.kind, spec.accelerators.count * workers),
             window_seconds=spec.lease_window,
             grace_seconds=spec.grace,
             checkpoint_seconds=spec.checkpoint_time,

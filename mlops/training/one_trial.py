@@ -74,6 +74,7 @@ def run_one_trial(
     lease = reserve_group(
         leases,
         spec=spec,
+        workers=spec.workers,
         sweep_id=request.run_id,
         key=f"{request.run_id}:group",
         holder=request.run_id,

@@ -106,6 +106,16 @@ def find_local(places: Places) -> LocalRay | None:
     return found if _is_keeper(found.pid) else None
 
 
+def is_whole(keeper_pid: int) -> bool:
+    """Whether a cluster's own processes all live; Ray does not start them again."""
+    names = set()
+    for process in _descendants(keeper_pid):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.status() != psutil.STATUS_ZOMBIE:
+                names.add(process.name())
+    return {"raylet", "gcs_server"} <= names
+
+
 def stop_local(places: Places, *, timeout_seconds: float = 20.0) -> bool:
     """End the local cluster and remove its temporary folder; False when none was running."""
     found = find_local(places)
@@ -126,8 +136,9 @@ def stop_local(places: Places, *, timeout_seconds: float = 20.0) -> bool:
 def _find_or_start(places: Places, *, cpus: int | None) -> LocalRay:
     with filelock.FileLock(places.state / "ray.lock", timeout=START_SECONDS):
         found = find_local(places)
-        if found is not None:
+        if found is not None and is_whole(found.pid):
             return found
+        stop_local(places)  # its keeper is about to see that it lost a part
         return _start(places, cpus=cpus or len(os.sched_getaffinity(0)))
 
 

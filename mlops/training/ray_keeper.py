@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from mlops.files import write_atomically
+from mlops.training.ray_cluster import is_whole
 
 LOOK_SECONDS = 2.0
 
@@ -56,10 +57,10 @@ def main() -> None:
 
 
 def _wait_until_idle(users: Path, *, record: Path, idle_seconds: float, ended: threading.Event) -> None:
-    """Return when told to end, when nobody used the cluster for so long, or when the project was removed."""
+    """Return when told to end, when nobody used the cluster for so long, or when project or Ray are gone."""
     idle_since = time.monotonic()
     while not ended.wait(LOOK_SECONDS):
-        if not record.exists():
+        if not record.exists() or not is_whole(os.getpid()):
             return
         if _is_used(users):
             idle_since = time.monotonic()

@@ -174,6 +174,8 @@ class SweepSpec(Spec):
     pruner: Pruner = Pruner()
     workers: int = Field(default=2, ge=1)
     """Data-parallel workers of one trial."""
+    min_workers: int | None = Field(default=None, ge=1)
+    """An elastic group: with so few it starts when there is no place for all; the global batch stays the same."""
     accelerators: Accelerators = Accelerators("cpu", 0.5)
     """Of each worker."""
     groups: int = Field(default=2, ge=1)
@@ -240,6 +242,8 @@ class SweepSpec(Spec):
             problems.append(
                 "isolation and audit_pool exclude each other: the pool is drawn over the rows of all members"
             )
+        if self.min_workers is not None and self.min_workers > self.workers:
+            problems.append(f"min_workers {self.min_workers} is above workers {self.workers}")
         if self.lag is not None and self.lag < self.groups:
             problems.append(f"lag {self.lag} is below groups {self.groups}: a group would always wait")
         if problems:

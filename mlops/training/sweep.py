@@ -25,7 +25,8 @@ from mlops.training.optuna_search import fit_earlier
 from mlops.training.spec import SweepSpec, verify_parameters
 from mlops.training.sql_trials import FAILED, TrialRow
 from mlops.training.sweep_book import SweepBook, SweepFacts, this_driver
-from mlops.training.sweep_driver import STOPPED_BY_REQUEST, DriverTask, MemberTask, SweepDriver
+from mlops.training.sweep_driver import STOPPED_BY_REQUEST, SweepDriver
+from mlops.training.sweep_state import DriverTask, MemberTask
 from mlops.training.winner import choose_winner
 
 NAMING_INPUTS = ("trainer", "spec", "lock", "manifest", "code", "members")

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 from mlops.budgets.lease_queue import DROPPED, PASSING
 from mlops.budgets.prediction import predict_trial
@@ -30,12 +27,13 @@ from mlops.training.attempt import (
     Reported,
     Usage,
 )
-from mlops.training.leasing import GroupLease, GroupLeases, renew_if_due, reserve_group, settle_group, shorten_group
+from mlops.training.leasing import GroupLeases, renew_if_due, reserve_group, settle_group, shorten_group
 from mlops.training.optuna_search import Result, Search, count_trials
 from mlops.training.seeds import derive_seed
 from mlops.training.spec import MEMBER, SweepSpec, Value
 from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, ReportRow, TrialRow
 from mlops.training.sweep_book import SweepBook
+from mlops.training.sweep_state import DriverTask, HeldGroup, MemberTask, OpenTrial
 from mlops.training.warm_groups import WarmGroup, WarmShelf
 from mlops.training.winner import is_better
 
@@ -43,73 +41,10 @@ POLL_SECONDS = 1.0
 """The driver looks at least so often whether it shall stop and whether leases are due."""
 STOPPED_BY_REQUEST = "stopped by request"
 _YIELDED = "YIELDED"  # within a driver that stops; the ledger says RUNNING, and `resume` goes on with it
+GROW_SECONDS = 300.0
+"""An elastic sweep tries all workers again after this."""
 RETRY_SECONDS = 5.0
 """A group that was refused or lost is tried again after this."""
-
-
-@dataclass(frozen=True)
-class DriverTask:
-    """What every attempt of the sweep shares."""
-
-    trainer_file: Path
-    trainer_digest: str
-    reserved: Mapping[str, Any]
-    """`columns` and `classes`."""
-    checkpoints: Path
-    holder: str
-    spender: str
-    earlier: tuple[TrialRow, ...] = ()
-    """Trials of earlier sweeps that the sampler learns from."""
-    members: Mapping[int, MemberTask] = field(default_factory=dict)
-    """Of an ensemble: what the trial with this value of the parameter `member` reads; empty for a search."""
-
-
-@dataclass(frozen=True)
-class MemberTask:
-    """What sets a member of an ensemble apart from a trial of a search."""
-
-    seed: int
-    slices: tuple[tuple[int, ...], ...]
-    slice_folders: tuple[str, ...]
-
-
-@dataclass
-class _Trial:
-    number: int
-    params: dict[str, Value]
-    seed: int
-    state: str = RUNNING
-    metrics: dict[str, float] = field(default_factory=dict)
-    attempt: int = -1
-    failures: int = 0
-    preemptions: int = 0
-    is_waiting: bool = True
-    """For a group."""
-
-
-@dataclass
-class _Group:
-    lease: GroupLease
-    key: str
-    """Under which its place was asked for."""
-    is_ready: bool = False
-    trial: int | None = None
-    heard_us: int = 0
-    """When it last said something, or got work; monotonic."""
-    idle_since_us: int = 0
-    begun_us: int = 0
-    """When its trial began; monotonic."""
-    trials_done: int = 0
-    is_leaving: bool = False
-    """It gets no further trial: its loss was heard, its machine is taken away, or it has run long enough."""
-    yield_by_us: int | None = None
-    """Its trial was asked to yield, and has until then."""
-    is_preempted: bool = False
-
-    @property
-    def is_free(self) -> bool:
-        """May get a trial."""
-        return self.is_ready and self.trial is None and not self.is_leaving
 
 
 class SweepDriver:
@@ -131,13 +66,13 @@ class SweepDriver:
         self._leases, self._clock, self._ids, self._say = leases, clock, ids, say
         self._shelf = WarmShelf(book.ledger, leases)
         self._search = Search(spec, earlier=task.earlier)
-        self._trials: dict[int, _Trial] = {}
-        self._open: dict[int, _Trial] = {}
+        self._trials: dict[int, OpenTrial] = {}
+        self._open: dict[int, OpenTrial] = {}
         """Trials that are RUNNING: the others only wait to be told."""
-        self._best: _Trial | None = None
+        self._best: OpenTrial | None = None
         self._after: list[Callable[[], None]] = []
         """What is said to workers once the ledger has what it follows from."""
-        self._groups: dict[str, _Group] = {}
+        self._groups: dict[str, HeldGroup] = {}
         self._total = count_trials(spec)
         self._past: dict[int, TrialRow] = {}
         self._past_reports: dict[int, dict[int, float]] = {}
@@ -153,6 +88,8 @@ class SweepDriver:
         self._told_wait = ""
         self._finished, self._finished_us = 0, 0
         """Complete trials of this driver, and their time together."""
+        self._workers, self._shrunk_us = spec.workers, 0
+        """Of the next group."""
 
     def run(self, *, past: list[TrialRow], reports: list[ReportRow]) -> Refusal | str:
         """To the end of the sweep.
@@ -207,7 +144,7 @@ class SweepDriver:
     def _is_done(self) -> bool:
         return not self._open and (bool(self._stopping) or len(self._trials) >= self._total)
 
-    def _close_trial(self, trial: _Trial, *, state: str) -> None:
+    def _close_trial(self, trial: OpenTrial, *, state: str) -> None:
         trial.state, trial.is_waiting = state, False
         self._open.pop(trial.number, None)
         for key in [key for key in self._answered if key[0] == trial.number]:
@@ -243,7 +180,7 @@ class SweepDriver:
         row = self._past.get(number)
         member = self._member(params)
         seed = member.seed if member is not None else derive_seed(self._spec.seed, "trial", number)
-        trial = _Trial(number=number, params=params, seed=seed)
+        trial = OpenTrial(number=number, params=params, seed=seed)
         self._trials[number] = self._open[number] = trial
         if row is None:
             self._book.begin_trial(number, params=params, seed=trial.seed)
@@ -282,7 +219,7 @@ class SweepDriver:
             return
         if now_us < self._retry_us:
             return
-        shape = GroupShape(self._spec.workers, self._spec.accelerators.kind, self._spec.accelerators.count)
+        shape = self._next_shape(now_us)
         likeness = self._crew.likeness(shape)
         warm = self._shelf.take(likeness) if likeness else None
         name = warm.worker_group if warm is not None else self._ids.new("group")
@@ -290,6 +227,7 @@ class SweepDriver:
         answer = reserve_group(
             self._leases,
             spec=self._spec,
+            workers=shape.workers,
             sweep_id=self._book.sweep_id,
             key=self._queued,
             holder=self._task.holder,
@@ -303,7 +241,9 @@ class SweepDriver:
             return
         self._refusal = None
         self._book.add_lease(name, answer)
-        self._groups[name] = _Group(lease=answer, key=self._queued, heard_us=now_us, idle_since_us=now_us)
+        self._groups[name] = HeldGroup(
+            lease=answer, shape=shape, key=self._queued, heard_us=now_us, idle_since_us=now_us
+        )
         self._queued = self._told_wait = ""
         if warm is None or not self._crew.adopt_group(name, shape=shape, until_us=answer.until_us):
             self._crew.start_group(
@@ -311,13 +251,27 @@ class SweepDriver:
             )
         self._staff()
 
+    def _next_shape(self, now_us: int) -> GroupShape:
+        """All workers, or for some time fewer when an elastic group found no place."""
+        if not self._queued and now_us - self._shrunk_us > GROW_SECONDS * SECOND_US:
+            self._workers = self._spec.workers
+        return GroupShape(self._workers, self._spec.accelerators.kind, self._spec.accelerators.count)
+
+    def _shrink(self) -> bool:
+        """Whether an elastic group may be tried with half the workers."""
+        least = self._spec.min_workers or self._spec.workers
+        if self._workers <= least:
+            return False
+        self._withdraw()  # what is waited for was of another size
+        self._workers, self._shrunk_us = max(least, self._workers // 2), self._clock.monotonic_us()
+        self._say(f"no place for all workers: the next group has {self._workers}")
+        return True
+
     def _keep_groups(self) -> None:
         """Groups that are whole wait, warm and paid, for the next sweep; the others go with the lease."""
-        shape = GroupShape(self._spec.workers, self._spec.accelerators.kind, self._spec.accelerators.count)
-        likeness = self._crew.likeness(shape)
-        for name, group in list(self._groups.items()) if likeness and self._spec.idle else ():
-            lease = group.lease
-            if not group.is_free or lease.refusal is not None:
+        for name, group in list(self._groups.items()):
+            likeness, lease = self._crew.likeness(group.shape), group.lease
+            if not (likeness and self._spec.idle and group.is_free) or lease.refusal is not None:
                 continue
             until_us = shorten_group(self._leases, lease, seconds=self._spec.idle, clock=self._clock)
             if until_us is None or not self._crew.keep_group(name, until_us=until_us):
@@ -376,7 +330,7 @@ class SweepDriver:
         for name, trial in zip(free, waiting, strict=False):
             self._begin(trial, name)
 
-    def _begin(self, trial: _Trial, name: str) -> None:
+    def _begin(self, trial: OpenTrial, name: str) -> None:
         group = self._groups[name]
         trial.attempt, trial.is_waiting = trial.attempt + 1, False
         group.trial, group.heard_us = trial.number, self._clock.monotonic_us()
@@ -385,7 +339,7 @@ class SweepDriver:
         task = self._make_task(trial)
         self._after.append(lambda: self._crew.begin(name, task))
 
-    def _make_task(self, trial: _Trial) -> AttemptTask:
+    def _make_task(self, trial: OpenTrial) -> AttemptTask:
         needed = {objective.metric for objective in self._spec.objectives} | {c.metric for c in self._spec.constraints}
         member = self._member(trial.params)
         return AttemptTask(
@@ -404,6 +358,7 @@ class SweepDriver:
             audit_seed=self._spec.seed,
             slices=member.slices if member is not None else (),
             slice_folders=member.slice_folders if member is not None else (),
+            most_workers=self._spec.workers,
         )
 
     def _member(self, params: Mapping[str, Value]) -> MemberTask | None:
@@ -505,7 +460,7 @@ class SweepDriver:
         elif isinstance(event, Gone):
             self._take_loss(event, group)
 
-    def _take_report(self, report: Reported, group: _Group) -> None:
+    def _take_report(self, report: Reported, group: HeldGroup) -> None:
         trial = self._trials[report.trial]
         if not self._book.add_report(report):
             self._after.append(lambda: self._crew.answer(report.group, Answer.PRUNE))
@@ -524,7 +479,7 @@ class SweepDriver:
         given = answer
         self._after.append(lambda: self._crew.answer(report.group, given))
 
-    def _take_end(self, ended: Ended, group: _Group) -> None:
+    def _take_end(self, ended: Ended, group: HeldGroup) -> None:
         trial = self._trials[ended.trial]
         group.trial, group.idle_since_us, group.yield_by_us = None, self._clock.monotonic_us(), None
         group.trials_done += 1
@@ -551,12 +506,14 @@ class SweepDriver:
         else:
             trial.is_waiting = trial.state == RUNNING
 
-    def _take_loss(self, gone: Gone, group: _Group) -> None:
+    def _take_loss(self, gone: Gone, group: HeldGroup) -> None:
         self._say(f"{gone.group} is gone: {gone.reason}")
         number = group.trial
         self._drop_group(gone.group)
         if number is None and group.is_ready:
             return  # given up between trials: the next one starts without delay
+        if number is None and self._shrink():
+            return
         self._lost_groups += 1
         self._retry_us = self._clock.monotonic_us() + round(min(60.0, 0.5 * 2 ** min(self._lost_groups, 7)) * SECOND_US)
         if number is None:
@@ -571,7 +528,7 @@ class SweepDriver:
         if final is not None:
             self._close_trial(trial, state=final)
 
-    def _count_loss(self, trial: _Trial, *, is_preemption: bool) -> str | None:
+    def _count_loss(self, trial: OpenTrial, *, is_preemption: bool) -> str | None:
         """FAILED when the trial was lost more often than allowed; what was taken away is counted apart."""
         if is_preemption:
             trial.preemptions += 1

@@ -7,6 +7,7 @@ Leaves to others: carrying reports (a `Channel`), the order of rows (mlops/datas
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import difflib
 import math
@@ -138,7 +139,7 @@ class Worker:
         )
         while True:
             is_asked = self._channel.step()
-            if is_training and self._agree_to_yield(step, is_asked=is_asked):
+            if is_training and self._state and self._agree_to_yield(step, is_asked=is_asked):
                 self._yield_inside(step)
             step += 1
             started = time.monotonic_ns()
@@ -193,6 +194,24 @@ class Worker:
         settings: dict[str, Any] = {"noise": noise, "clip": clip, "batch_size": batch_size, "delta": delta}
         self._private = make_private(model, optimizer, batches=rows, seed=self.seed, **settings)
         return self._private
+
+    def pieces(self, batch: Batch, model: torch.nn.Module) -> Iterator[tuple[Batch, float]]:
+        """This worker's part of a batch in pieces no larger than with all workers, each with its share of the mean.
+
+        A trainer that accumulates `(loss * share).backward()` over them has the memory of the full group and the
+        gradient of the global batch, however few workers an elastic group has; they meet at the last piece only.
+
+        Args:
+            batch: From `batches`.
+            model: From `prepare`.
+        """
+        rows = len(batch.label)
+        count = min(max(1, rows), -(-self._task.most_workers // self.world_size))
+        for number, places in enumerate(torch.arange(rows).tensor_split(count)):
+            held: torch.nn.Module = model.inner if isinstance(model, _Autocast) else model
+            is_apart = number + 1 < count and isinstance(held, torch.nn.parallel.DistributedDataParallel)
+            with held.no_sync() if is_apart else contextlib.nullcontext():  # type: ignore[operator]
+                yield (batch if count == 1 else pick_rows(batch, places)), len(places) / max(1, rows)
 
     def epochs(self, state: Mapping[str, Any]) -> Iterator[int]:
         """The epochs still to do; restores `state` from the trial's newest checkpoint first.
@@ -454,6 +473,22 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # trainers use the global generator
     torch.manual_seed(seed)
+
+
+def pick_rows(batch: Batch, places: torch.Tensor) -> Batch:
+    """Some rows of a batch, by their places in it."""
+
+    def picked(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[places.to(tensor.device)]
+
+    return Batch(
+        features={name: picked(column) for name, column in batch.features.items()},
+        label=picked(batch.label),
+        sensitive={name: picked(column) for name, column in batch.sensitive.items()},
+        weight=None if batch.weight is None else picked(batch.weight),
+        positions=picked(batch.positions),
+        rows=picked(batch.rows),
+    )
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

@@ -1,6 +1,7 @@
 """A project with real shards and a real local Ray, shared by the whole session."""
 
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,9 @@ class RayProject:
         self.places = Places(folder / "project")
         recipe = _datasets["yaml"].safe_load(_datasets["yaml"].safe_dump(_datasets["RECIPE"]))
         people = _datasets["People"](places=self.places, recipe=recipe, rows=_datasets["make_rows"](300)).write()
+        shutil.rmtree(folder / "build", ignore_errors=True)  # of an earlier process
         self.version = _datasets["store_build"](people.build(folder / "build"), folder / "objects")
-        self.places.trainer_file("tiny").parent.mkdir(parents=True)
+        self.places.trainer_file("tiny").parent.mkdir(parents=True, exist_ok=True)
         self.places.trainer_file("tiny").write_text(_training["TRAINER"])
         self.clock = SystemClock()
         self.ids = TimeIds(self.clock)
@@ -70,6 +72,24 @@ def ray_home(tmp_path_factory):
     yield project
     project.ledger.close()
     stop_local(project.places)
+
+
+@pytest.fixture
+def make_project():
+    """Makes projects with a Ray of their own; with `like`, one that uses another's places and so its Ray."""
+    made = []
+
+    def make(folder, *, like=None):
+        project = RayProject(folder)
+        if like is not None:
+            project.places = like.places
+        made.append(project)
+        return project
+
+    yield make
+    for project in made:
+        project.ledger.close()
+        stop_local(project.places)
 
 
 @pytest.fixture

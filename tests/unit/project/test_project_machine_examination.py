@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mlops.clock import FakeClock
+from mlops.ledger.connection import open_ledger
 from mlops.places import Places
 from mlops.project.diagnosis import Diagnosis
 from mlops.project.machine_examination import PACKAGES, examine_machine
-from mlops.project.processes import find_held_locks, list_processes
+from mlops.project.processes import find_held_locks, find_run_leftovers, list_processes
+from mlops.training import sql_trials
 
 ROOT = Path(__file__).parents[3]
 NOW = 1_800_000_000.0
@@ -110,3 +113,21 @@ def test_a_version_that_is_not_the_locked_one_breaks(tmp_path: Path):
 def test_outside_of_a_project_the_machine_is_still_examined():
     found = look(None)
     assert {"Python", "disk", "memory", "system packages", "git identity", "confinement"} <= set(found)
+
+
+def test_a_sweep_whose_driver_died_is_named_with_its_groups(tmp_path):
+    clock = FakeClock()
+    ledger = open_ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", clock)
+    with ledger.write() as transaction:
+        sweep = dict.fromkeys(("product", "reason", "mlflow_run_id", "wish"), "") | {"spec": {}, "inputs": {}}
+        sweep |= {"state": "running", "driver": "elsewhere:7:1", "started_us": 0, "seen_us": 0}
+        sql_trials.insert(transaction.connection, sql_trials.sweeps, sweep_id="sweep-1", **sweep)
+        lease = {"lease_id": "l", "worker_group": "group-9", "fencing_token": 1, "accelerators": "1xcpu"}
+        sql_trials.insert(
+            transaction.connection, sql_trials.group_leases, sweep_id="sweep-1", started_us=0, ended_us=None, **lease
+        )
+    found = find_run_leftovers(Places(tmp_path), ledger=ledger, now_us=10**15)
+    assert [(one.subject, "group-9" in one.text, "resume sweep-1" in one.hint) for one in found] == [
+        ("sweep-1", True, True)
+    ]
+    ledger.close()

@@ -237,12 +237,14 @@ class FakeCrew:
         self.checkpoints: dict[int, int] = {}
         self.kind = "" if kept is None else "same"
         self.kept = [] if kept is None else kept
+        self.room = 100
         self.growth_bytes, self.ticks, self.deaf = 0, 0.0, False
         self._count = 0
 
     def start_group(self, name: str, *, shape: Any, until_us: int, start_deadline_seconds: float) -> None:
         self.groups[name] = {"until_us": until_us, "task": None}
-        self._later(2.0, Ready(name, "cpu", start_us=2 * SECOND_US))
+        ready = Ready(name, "cpu", start_us=2 * SECOND_US)
+        self._later(2.0, ready if shape.workers <= self.room else Gone(name, "no place for all its workers"))
 
     def likeness(self, shape: Any) -> str:
         return self.kind

@@ -413,3 +413,14 @@ def test_a_sweep_with_changed_inputs_is_another_one_unless_somebody_asks(stage):
     stage.run(stage.spec(), stage.crew())
     accept_changes(stage.ledger, request.sweep_id, inputs=changed.inputs, changed=["trainer"])
     assert find_changes(changed, load_sweep_row(stage.ledger, request.sweep_id).inputs) == ()
+
+
+def test_an_elastic_group_starts_smaller_when_there_is_no_place_for_all(stage):
+    crew = stage.crew()
+    crew.room = 2
+    outcome = stage.run(stage.spec(trials=2, workers=8, min_workers=2, groups=1, lag=1, max_failures=0), crew)
+    assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 2
+    assert [request.accelerators.count for request in stage.leases.requests] == [4.0, 2.0, 1.0]
+    rigid = stage.crew()
+    rigid.room = 2
+    assert isinstance(stage.run(stage.spec(seed=1, workers=8, groups=1, max_failures=0), rigid), Refusal)

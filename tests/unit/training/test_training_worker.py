@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mlops.training.attempt import Answer
 from mlops.training.checkpoints import fence_folder
-from mlops.training.worker import run_attempt
+from mlops.training.worker import Worker, run_attempt
 
 
 def run(task, source, channel, **options):
@@ -144,3 +145,21 @@ def test_a_late_attempt_commits_nothing_once_a_later_one_has_begun(make_task, so
     assert late.outcome == "lost"
     assert "attempt 1 of the trial has begun" in late.reason
     assert sorted(path.name for path in folder.iterdir()) == ["attempt"]
+
+
+def test_a_smaller_group_accumulates_the_gradient_of_the_same_global_batch(make_task, source, channel, tmp_path):
+    worker = Worker(make_task(most_workers=4), source=source, channel=channel(), rank=0, world_size=1, device="cpu")
+    batch = next(worker.batches("train", batch_size=50))
+    whole, parts = (torch.nn.Linear(1, 2) for _ in range(2))
+    parts.load_state_dict(whole.state_dict())
+
+    def loss(net, rows):
+        return torch.nn.functional.cross_entropy(net(rows.features["age"][:, None] / 100), rows.label)
+
+    loss(whole, batch).backward()
+    sizes = []
+    for piece, share in worker.pieces(batch, parts):
+        (loss(parts, piece) * share).backward()
+        sizes.append(len(piece.label))
+    assert sizes == [13, 13, 12, 12]
+    torch.testing.assert_close(parts.weight.grad, whole.weight.grad)
