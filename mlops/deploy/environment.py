@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from mlops.errors import ProjectError
 from mlops.places import Places
 from mlops.specs import Spec, load_spec
-from mlops.units import Duration
+from mlops.units import Accelerators, Duration
 
 _BYTES = re.compile(r"\s*(\d+)\s*(MiB|GiB)\s*")
 _MEBIBYTES = {"MiB": 1, "GiB": 1024}
@@ -106,6 +106,17 @@ class ResourceRules(Spec):
     cpus: float = Field(default=1.0, gt=0)
 
 
+class ServingBudget(Spec):
+    """Who pays for what serves here."""
+
+    name: str
+    """A budget of `budgets/`."""
+    accelerators: Accelerators = Accelerators("cpu", 1.0)
+    """Of each product, all its replicas together."""
+    window: Duration = 3_600.0
+    """Paid ahead, and renewed at half time while a reconciler runs."""
+
+
 class EnvironmentSpec(Spec):
     """Rules of one environment."""
 
@@ -123,6 +134,8 @@ class EnvironmentSpec(Spec):
     health: HealthRules = HealthRules()
     rollback: RollbackRules = RollbackRules()
     resources: ResourceRules = ResourceRules()
+    budget: ServingBudget | None = None
+    """Left out: what serves here is not metered."""
     runtimes: tuple[Literal["podman", "bubblewrap"], ...] = Field(default=("podman", "bubblewrap"), min_length=1)
     """In order of preference; the first that this machine has is used."""
     erasure: Literal["automatic", "manual"] = "manual"

@@ -15,6 +15,7 @@ from mlops.deploy.desired_state import DesiredState, ReleaseSet
 from mlops.deploy.environment import SLOTS, EnvironmentSpec
 from mlops.deploy.instance_check import GoldenSource, find_wrong_answer, wait_ready
 from mlops.deploy.reconcile_plan import Action, Check, Clear, Drain, Failure, Shift, SlotView, Start, plan_next
+from mlops.deploy.serving_lease import is_stop_asked, pay_serving, release_serving
 from mlops.deploy.serving_record import count_losses, record_loss, record_serving
 from mlops.deploy.site import Site
 from mlops.deploy.slots import SlotTable
@@ -73,7 +74,7 @@ class ProductRound:
 
     def converge(self) -> ProductOutcome:
         """Until all is as desired, a version is unfit, or something may not run."""
-        obstacle = self._finish_interrupted_rollback() or self._admit_desired()
+        obstacle = self._finish_interrupted_rollback() or self._admit_desired() or self._pay()
         if obstacle is not None:
             return obstacle
         for _ in range(_MOST_ACTIONS):
@@ -110,6 +111,21 @@ class ProductRound:
                     return self._go_back(leave=version.image, why=admitted.reasons[0].text)
                 return ProductOutcome(self._release.product, tuple(self._done), refusal=admitted)
         return None
+
+    def _pay(self) -> ProductOutcome | None:
+        """An exhausted budget starts nothing; what runs is stopped only by a budget that says so."""
+        unpaid = pay_serving(self._site, self._rules, self._release.product)
+        if unpaid is None:
+            return None
+        instances = self._table.load_instances()
+        if instances and not is_stop_asked(self._site, self._rules):
+            self._tell(f"serves unpaid: {unpaid.reasons[0].text}")
+            return None
+        for slot, instance in instances.items():
+            self._tell(f"slot {slot}: stopped, its budget is exhausted and says `serving: stop`")
+            self._stop(slot, instance)
+        release_serving(self._site, self._rules, self._release.product)
+        return ProductOutcome(self._release.product, tuple(self._done), refusal=unpaid)
 
     def _admit(self, image: str, *, are_bytes_checked: bool) -> Admission | Refusal:
         keyring = self._site.load_keyring()

@@ -19,6 +19,7 @@ from mlops.deploy.instance_check import GoldenSource
 from mlops.deploy.product_round import ProductOutcome, ProductRound
 from mlops.deploy.proxy_haproxy import Proxy
 from mlops.deploy.runtime_podman import PodmanRuntime
+from mlops.deploy.serving_lease import release_serving
 from mlops.deploy.serving_record import record_serving
 from mlops.deploy.site import Site
 from mlops.deploy.slots import SlotTable
@@ -188,3 +189,4 @@ def stop_product(reconciler: Reconciler, product: str) -> Iterator[str]:
         reconciler.runtime.stop(instance, timeout_seconds=reconciler.rules.traffic.drain)
         table.drop_note(slot)
         yield f"slot {slot}: stopped"
+    release_serving(reconciler.site, reconciler.rules, product)
