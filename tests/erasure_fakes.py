@@ -18,7 +18,7 @@ from mlops.datasets.subjects import hash_subject
 from mlops.datasets.tombstones import load_purged
 from mlops.datasets.version import load_dataset_version
 from mlops.erasure import sql_erasure
-from mlops.erasure.affected import find_affected
+from mlops.erasure.affected import AffectedModel, find_affected
 from mlops.erasure.requests import Submission, submit_requests
 from mlops.erasure.retraining import ReleasedVersion, Retrained
 from mlops.erasure.rollout import Move
@@ -91,6 +91,10 @@ class FakeWork:
     def is_made_from(self, released, people):
         subjects = frozenset(subject for _, subject in people)
         return bool(self.people_behind(released.number, subjects)) or self.is_purged(released.number)
+
+    def list_made_from(self, subjects):
+        found = [it for it in sorted(self.models) if self.people_behind(it, subjects)]
+        return tuple(AffectedModel("p", number, "c", "v") for number in found)
 
     def retrain(self, released, withdrawn):
         pinned = load_dataset_version(self.project.places, DATASET)

@@ -31,12 +31,20 @@ class ErasedDigest:
     step_id: str
     """The certificate's step where there is one, else the purge's."""
     at_us: int
+    certificate: int | None = None
+    """Its number; None while the batch is not certified yet."""
+
+    @property
+    def under(self) -> str:
+        """`certificate 3 (step-…)`, for reports of a chain."""
+        name = "purge" if self.certificate is None else f"certificate {self.certificate}"
+        return f"{name} ({self.step_id})"
 
     @property
     def reason(self) -> Reason:
         """Why it may not serve."""
         when = render_time(self.at_us)
-        text = f"{self.digest[:19]} was purged under {self.step_id} at {when}: it learned from a person who withdrew"
+        text = f"{self.digest[:19]} was purged under {self.under} at {when}: it learned from a person who withdrew"
         return Reason("erased", text)
 
 
@@ -63,6 +71,29 @@ def record_purge(
     return book.record(PURGE_STEP, product=dataset, inputs=inputs, outcome=outcome, started_us=started_us).step_id
 
 
+def record_certificate(
+    book: StepBook, connection: sa.Connection, *, dataset: str, number: int, certificate: str, started_us: int
+) -> None:
+    """Sign a step from the dataset's purges that no certificate names yet to this one; once per certificate.
+
+    Args:
+        book: Of the project.
+        connection: To its ledger.
+        dataset: Whose batch it was.
+        number: Of the certificate.
+        certificate: `sha256:…` of its envelope.
+        started_us: When the batch began.
+    """
+    purges: dict[str, str] = {}
+    for step in find_steps(connection, kind=PURGE_STEP, product=dataset, newest_first=False):
+        users = find_steps_of_digest(connection, step.outputs["purge"], direction="in")
+        if not any(user.kind == CERTIFICATE_STEP for user in users):
+            purges[f"purge-{len(purges)}"] = step.outputs["purge"]
+    facts = {"summary": f"certificate {number} over {len(purges)} purges", "dataset": dataset, "number": number}
+    outcome = StepOutcome(outputs={"certificate": certificate}, facts=facts)
+    book.record(CERTIFICATE_STEP, product=dataset, inputs=purges, outcome=outcome, started_us=started_us)
+
+
 def load_erased(connection: sa.Connection, *, keyring: KeyRing) -> dict[str, ErasedDigest]:
     """Every digest that a signed purge names; the first purge of each."""
     found: dict[str, ErasedDigest] = {}
@@ -70,7 +101,8 @@ def load_erased(connection: sa.Connection, *, keyring: KeyRing) -> dict[str, Era
         if find_signature_flaw(step, keyring=keyring) is not None:
             continue
         users = find_steps_of_digest(connection, step.outputs["purge"], direction="in")
-        certificate = next((user.step_id for user in users if user.kind == CERTIFICATE_STEP), step.step_id)
+        signed = [it for it in users if it.kind == CERTIFICATE_STEP and not find_signature_flaw(it, keyring=keyring)]
+        under, number = (signed[-1].step_id, int(signed[-1].facts["number"])) if signed else (step.step_id, None)
         for digest in step.facts["erased"]:
-            found.setdefault(digest, ErasedDigest(digest, certificate, step.finished_us))
+            found.setdefault(digest, ErasedDigest(digest, under, step.finished_us, number))
     return found

@@ -104,7 +104,7 @@ def gather_facts(
     now_us = site.clock.now_us()
     with site.ledger.read() as connection:
         if erased is None:
-            erased = {it.digest: it.step_id for it in load_erased(connection, keyring=site.load_keyring()).values()}
+            erased = {it.digest: it.under for it in load_erased(connection, keyring=site.load_keyring()).values()}
         envelopes = sql_deployments.load_approval_envelopes(connection, product=release.product, environment=rules.name)
         barred = sql_deployments.load_barred(connection, rules.name).get(release.image)
         served = {

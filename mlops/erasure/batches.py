@@ -63,15 +63,16 @@ def decide_timing(
     mine = [row for row in retrains if row.batch_id == batch_id]
     if mine:
         return Timing(True, mine[0].forced, "the retrain has begun")
-    last_us = max((row.started_us for row in retrains), default=None)
+    # from the end, since one that was killed began long before it trained
+    last_us = max((row.ended_us or row.started_us for row in retrains), default=None)
     next_us = 0 if last_us is None else last_us + round(rules.window * SECOND_US)
     if now_us >= next_us:
-        return Timing(True, "", "no retrain began within the window")
+        return Timing(True, "", "no retrain was within the window")
     if ordered:
         return Timing(True, f"ordered: {ordered}", "a person ordered it")
     if due_us is not None and due_us - round(rules.reserve * SECOND_US) <= now_us:
         return Timing(True, f"deadline {render_time(due_us)}", "a deadline is near")
-    text = f"the last retrain began {render_time(last_us or 0)}; the next may begin {render_time(next_us)}"
+    text = f"the last retrain was at {render_time(last_us or 0)}; the next may begin {render_time(next_us)}"
     return Timing(False, "", text)
 
 

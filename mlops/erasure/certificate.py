@@ -197,8 +197,7 @@ def render_certificate(certificate: Certificate, findings: Sequence[Finding]) ->
         f"{data.get('rows_removed') or 0} rows, {len(data.get('shards') or [])} shards rewritten",
     ]
     for model in it["models"]:
-        after = it["retrains"].get(model["product"], {}).get("number")
-        lines.append(f"  model      {model['product']}@{model['number']} -> {after or 'retired'}")
+        lines.append(f"  model      {model['product']}@{model['number']} -> {model['replaced_by'] or 'retired'}")
     lines += [f"  rollout    {move['environment']}: {move['product']} {move['kind']}" for move in it["rollout"]]
     lines += [f"  exception  {what}: {why}" for what, why in it["exceptions"].items()]
     lines += [f"  [{'x' if finding.is_good else ' '}] {finding.text}" for finding in findings]

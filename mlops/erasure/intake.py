@@ -113,7 +113,7 @@ class Intake:
                 mine = [(entry, answer) for name, entry, answer in group if name == dataset]
                 try:
                     answers = await asyncio.to_thread(
-                        submit_requests, self.project, dataset, [entry for entry, _ in mine]
+                        submit_requests, self.project, dataset, [entry for entry, _ in mine], rules=self.rules
                     )
                 except Exception as error:
                     for _, answer in mine:

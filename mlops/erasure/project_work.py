@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mlops.deploy.erasure_fence import find_fence
 from mlops.deploy.erasure_rules import load_rules
 from mlops.deploy.site import Site
-from mlops.erasure.affected import find_affected
+from mlops.erasure.affected import AffectedModel, find_affected
 from mlops.erasure.purging import Receipt, purge
 from mlops.erasure.retraining import (
     ReleasedVersion,
@@ -54,6 +54,10 @@ class ProjectWork:
         with self.project.ledger.read() as connection:
             fence = find_fence(connection, self.project.places, released.image)
         return bool(fence.problems or fence.withdrawn & people)
+
+    def list_made_from(self, subjects: frozenset[bytes]) -> tuple[AffectedModel, ...]:
+        """By the lineage graph."""
+        return find_affected(self.project, self.dataset, subjects).models
 
     def retrain(self, released: ReleasedVersion, withdrawn: frozenset[bytes]) -> Retrained | Refusal:
         """Through the steps of a release, with the released parameters, paid by the erasure budget."""

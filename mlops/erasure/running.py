@@ -9,7 +9,7 @@ Leaves to others: the work of the steps (`Work`, in project_work.py), what may s
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +21,7 @@ from mlops.datasets.forgetting import find_expired
 from mlops.datasets.returned import sweep_returned
 from mlops.datasets.tombstones import load_tombstones
 from mlops.datasets.version import DatasetVersion, load_dataset_version
+from mlops.deploy.erased import CERTIFICATE_STEP, record_certificate
 from mlops.deploy.erasure_rules import ErasureSpec, load_rules
 from mlops.erasure import batches, sql_erasure
 from mlops.erasure.batches import BatchBook
@@ -35,12 +36,13 @@ from mlops.erasure.clean_version import (
 from mlops.erasure.requests import Submission, submit_requests
 from mlops.erasure.retraining import ReleasedVersion
 from mlops.erasure.rollout import Move
-from mlops.erasure.sql_erasure import CERTIFIED, FENCED, BatchRow, RequestRow
-from mlops.erasure.work import Work
+from mlops.erasure.sql_erasure import BATCHED, CERTIFIED, FENCED, BatchRow, RequestRow
+from mlops.erasure.work import People, Work
 from mlops.errors import MlopsError, Reason, Refusal
 from mlops.files import write_atomically
 from mlops.project.opening import Project
 from mlops.provenance.keys import MACHINE, make_key
+from mlops.provenance.sql_steps import find_steps
 from mlops.training.sweep_book import this_driver
 
 _BEAT_SECONDS = 20.0
@@ -176,8 +178,7 @@ def gather(run: Run) -> Refusal | None:
             return Refusal((Reason("window", timing.text),))
         forced = timing.forced
     batches.join_requests(run.book)
-    models = [{"product": it.product, "number": it.number, "image": it.image} for it in to_retrain]
-    run.book.move(batches.REWRITING, before=describe_version(version), models=models, forced=forced)
+    run.book.move(batches.REWRITING, before=describe_version(version), forced=forced)
     return None
 
 
@@ -221,7 +222,7 @@ def retrain(run: Run) -> Refusal | None:
 
 def roll_out(run: Run) -> Refusal | None:
     """4. Every environment moves away from versions that were trained on them, by its own rules."""
-    moves = _move_environments(run, is_due=_is_due(run))
+    moves = _move_environments(run, people=run.people, is_due=_is_due(run.requests, run))
     reasons = tuple(
         replace(reason, text=f"{move.environment}: {reason.text}")
         for move in moves
@@ -230,7 +231,9 @@ def roll_out(run: Run) -> Refusal | None:
     )
     if reasons:
         return Refusal(reasons)
-    run.book.move(batches.PURGING)
+    numbers = _find_clean_numbers(run, run.people)  # listed now: what is purged can no longer say whom it held
+    models = [{**vars(it), "replaced_by": numbers.get(it.product)} for it in run.work.list_made_from(run.subjects)]
+    run.book.move(batches.PURGING, models=models)
     return None
 
 
@@ -264,7 +267,7 @@ def certify(run: Run) -> Refusal | None:
     with run.project.ledger.write() as transaction:
         row = add_certificate(transaction, run.book.row, requests, key=key)
         batches.close_batch(run.book, transaction)
-    write_copies(run.project)
+    publish_certificates(run.project)
     run.say(f"      certificate {row.number} for {len(requests)} requests")
     return None
 
@@ -274,19 +277,25 @@ STEPS: dict[str, Callable[[Run], Refusal | None]] = dict(
 )
 
 
-def write_copies(project: Project) -> None:
-    """A file per certificate; those that a crash left out are written by the next run."""
+def publish_certificates(project: Project) -> None:
+    """A file and a signed step per certificate; those that a crash left out are made by the next run."""
     with project.ledger.read() as connection:
         rows = sql_erasure.list_certificates(connection)
-    for row in rows:
-        path = certificates_folder(project.places) / f"{row.number:06d}.json"
-        if not path.is_file():
-            write_atomically(path, row.envelope)
+        known = {step.outputs["certificate"] for step in find_steps(connection, kind=CERTIFICATE_STEP)}
+        for row in rows:
+            path = certificates_folder(project.places) / f"{row.number:06d}.json"
+            if not path.is_file():
+                write_atomically(path, row.envelope)
+            if row.digest not in known:
+                record_certificate(
+                    project.step_book, connection, dataset=row.dataset, number=row.number, certificate=row.digest,
+                    started_us=row.at_us,
+                )  # fmt: skip
 
 
 def _invite(run: Run) -> None:
     """Rows past their retention join by themselves, and people whose record a crash left out after their fence."""
-    write_copies(run.project)
+    publish_certificates(run.project)
     returned = sweep_returned(run.project.places, run.dataset)
     if returned:
         run.tell("swept", f"{len(returned)} purged objects of {run.dataset} had come back and were removed again")
@@ -311,10 +320,14 @@ def _find_fenced_releases(run: Run) -> list[ReleasedVersion]:
     return [it for it in run.work.list_newest() if run.work.is_made_from(it, run.people)]
 
 
-def _move_environments(run: Run, *, is_due: bool) -> tuple[Move, ...]:
-    fenced = {it.product for it in _find_fenced_releases(run)}
-    numbers = {it.product: it.number for it in run.work.list_newest() if it.product not in fenced}
-    moves = run.work.roll_out(numbers, run.people, is_due=is_due)
+def _find_clean_numbers(run: Run, people: People) -> dict[str, int]:
+    """Product to its newest version, where that one is clean."""
+    return {it.product: it.number for it in run.work.list_newest() if not run.work.is_made_from(it, people)}
+
+
+def _move_environments(run: Run, *, people: People, is_due: bool) -> tuple[Move, ...]:
+    numbers = _find_clean_numbers(run, people)
+    moves = run.work.roll_out(numbers, people, is_due=is_due)
     done = [
         {
             "environment": move.environment,
@@ -337,8 +350,8 @@ def _move_environments(run: Run, *, is_due: bool) -> tuple[Move, ...]:
     return moves
 
 
-def _is_due(run: Run) -> bool:
-    due_us = batches.find_due_us(run.requests)
+def _is_due(requests: Iterable[RequestRow], run: Run) -> bool:
+    due_us = batches.find_due_us(requests)
     ahead_us = round(run.rules.act_before * SECOND_US)
     return due_us is not None and run.project.clock.now_us() >= due_us - ahead_us
 
@@ -350,9 +363,17 @@ def _hold_up(run: Run, held: Refusal) -> None:
     is_new = run.book.note(held.render_text())
     if is_new and held.reasons[0].code != "window":
         run.tell("held-up", f"forgetting people in {run.dataset} is held up: {held.render_text()}")
-    if _is_due(run) and run.book.row.state in (batches.GATHERING, batches.REWRITING, batches.RETRAINING):
+    due = _find_due(run)
+    if due:
         run.hook("before-deadline")
-        _move_environments(run, is_due=True)
+        _move_environments(run, people=due, is_due=True)
+
+
+def _find_due(run: Run) -> People:
+    """Whoever is due, in the batch or waiting behind it: a batch that is stuck excuses nobody's deadline."""
+    with run.project.ledger.read() as connection:
+        waiting = sql_erasure.list_requests(connection, dataset=run.dataset, states=[FENCED, BATCHED])
+    return frozenset((run.dataset, bytes.fromhex(row.subject)) for row in waiting if _is_due([row], run))
 
 
 @contextmanager

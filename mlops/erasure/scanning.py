@@ -175,49 +175,56 @@ class _Matcher:
     needles: Needles
 
     @cached_property
-    def _subjects(self) -> re.Pattern[bytes]:
-        forms = [
+    def _subjects(self) -> tuple[bytes, ...]:
+        return tuple(
             form for one in self.needles.subjects for form in (one, one.hex().encode(), one.hex().upper().encode())
-        ]
-        return re.compile(b"|".join(map(re.escape, forms)) or rb"(?!)", re.DOTALL)
+        )
 
     @cached_property
     def _numbers(self) -> np.ndarray:
         return np.array([number for number in map(_parse_number, sorted(self.needles.values)) if number is not None])
 
     @cached_property
-    def _values(self) -> re.Pattern[bytes]:
-        forms = [rb"(?<![0-9A-Za-z.])" + re.escape(text.encode()) + rb"(?![0-9A-Za-z])" for text in self.needles.values]
-        for number in self._numbers:
-            packed: list[np.generic] = [np.float64(number)]
-            if number.is_integer() and abs(number) < 2**62:
-                packed.append(np.int64(number))
-            forms += [re.escape(it.tobytes()) for one in packed for it in (one, one.byteswap())]
-        return re.compile(b"|".join(forms) or rb"(?!)", re.DOTALL)
+    def _packed(self) -> tuple[bytes, ...]:
+        packed: list[np.generic] = [np.float64(number) for number in self._numbers]
+        packed += [np.int64(it) for it in self._numbers if it.is_integer() and abs(it) < 2**62]
+        return tuple(it.tobytes() for one in packed for it in (one, one.byteswap()))
+
+    @cached_property
+    def _words(self) -> dict[bytes, re.Pattern[bytes]]:
+        words = [text.encode() for text in self.needles.values]
+        return {it: re.compile(rb"(?<![0-9A-Za-z.])" + re.escape(it) + rb"(?![0-9A-Za-z])") for it in words}
+
+    def _has_subject(self, content: bytes) -> bool:
+        return any(form in content for form in self._subjects)  # `in` is 50 times as fast as one pattern for all
+
+    def _has_value(self, content: bytes) -> bool:
+        is_packed = any(form in content for form in self._packed)
+        return is_packed or any(it in content and word.search(content) for it, word in self._words.items())
 
     def has_subject(self, content: bytes | np.ndarray | pa.ChunkedArray) -> bool:
         """Whether a keyed hash is in there."""
         if isinstance(content, bytes):
-            return self._subjects.search(content) is not None
+            return self._has_subject(content)
         if isinstance(content, np.ndarray):
-            return self._subjects.search(content.tobytes()) is not None
+            return self._has_subject(content.tobytes())
         kind = content.type
         if pa.types.is_fixed_size_binary(kind) or pa.types.is_binary(kind):
             wanted = pa.array(sorted(self.needles.subjects), pa.binary())
             return bool(pc.any(pc.is_in(content.cast(pa.binary()), value_set=wanted)).as_py())
         is_number = _flatten_numbers(content) is not None
-        return not is_number and any(self._subjects.search(text) is not None for text in _texts(content))
+        return not is_number and any(map(self._has_subject, _texts(content)))
 
     def has_value(self, content: bytes | np.ndarray | pa.ChunkedArray) -> bool:
         """Whether a value of a row is in there."""
         if isinstance(content, bytes):
-            return self._values.search(content) is not None
+            return self._has_value(content)
         if isinstance(content, np.ndarray):
             return bool(np.isin(content, _fit(self._numbers, content.dtype)).any())
         numbers = _flatten_numbers(content)
         if numbers is not None:
             return self.has_value(numbers)
-        return any(self._values.search(text) is not None for text in _texts(content))
+        return any(map(self._has_value, _texts(content)))
 
 
 def _fit(numbers: np.ndarray, kind: np.dtype) -> np.ndarray:

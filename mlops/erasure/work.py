@@ -13,6 +13,7 @@ from mlops.erasure.rollout import Move
 from mlops.errors import Refusal
 
 if TYPE_CHECKING:
+    from mlops.erasure.affected import AffectedModel  # reads images and desired states; see below
     from mlops.erasure.purging import Receipt  # brings MLflow and the image stores; the order of steps needs neither
 
 People = frozenset[tuple[str, bytes]]
@@ -28,6 +29,10 @@ class Work(Protocol):
 
     def is_made_from(self, released: ReleasedVersion, people: People) -> bool:
         """Whether people, or data purged since, stand behind a version."""
+        ...
+
+    def list_made_from(self, subjects: frozenset[bytes]) -> tuple[AffectedModel, ...]:
+        """Every registered model version that was trained on people, not only the newest."""
         ...
 
     def retrain(self, released: ReleasedVersion, withdrawn: frozenset[bytes]) -> Retrained | Refusal:

@@ -41,7 +41,7 @@ def verify_reference(project: Project, reference: Reference, *, erased: Mapping[
             starts = (*starts, *(digest for step in made for digest in step.outputs.values()))
         if erased is None:
             keyring = load_machine_keyring(project.places)
-            erased = {it.digest: it.step_id for it in load_erased(connection, keyring=keyring).values()}
+            erased = {it.digest: it.under for it in load_erased(connection, keyring=keyring).values()}
         kinds = RELEASE_KINDS if is_release else frozenset()
         rules = load_chain_rules(project.places, required_kinds=kinds, erased=erased)
         return verify_chain(connection, starts, rules=rules)

@@ -113,7 +113,7 @@ class ChainRules:
     external: frozenset[str] = EXTERNAL_INPUTS
     """Names of inputs that no step makes."""
     erased: Mapping[str, str] = field(default_factory=dict)
-    """Digest to the erasure certificate under which its bytes were purged."""
+    """Digest to what its bytes were purged under: an erasure certificate, as people call it."""
 
 
 def verify_chain(connection: sa.Connection, starts: Iterable[str], *, rules: ChainRules) -> ChainReport:
@@ -219,7 +219,7 @@ def _judge(link: Link, found: FoundBytes, *, certificate: str | None) -> Link:
     if found.digest == link.digest and not found.problem:
         return replace(link, text=f"recomputed at {found.where}")
     if found.digest is None and certificate is not None:
-        return replace(link, status="erased", text=f"purged under certificate {certificate}")
+        return replace(link, status="erased", text=f"purged under {certificate}")
     if found.digest is None and not found.is_needed:
         return replace(link, status="recorded", text=found.problem or f"not kept at {found.where}")
     reason = found.problem or ("is not there" if found.digest is None else f"has digest {found.digest}")

@@ -8,11 +8,16 @@ from erasure_fakes import DATASET, Killed, restart
 from mlops.clock import DAY_US
 from mlops.datasets.fence import find_withdrawn
 from mlops.datasets.version import load_dataset_version
+from mlops.deploy.chain_rules import load_chain_rules, load_machine_keyring
+from mlops.deploy.erased import load_erased, record_purge
 from mlops.erasure.batches import STEPS
 from mlops.erasure.certificate import parse_certificate
 from mlops.erasure.requests import move_request
+from mlops.erasure.running import publish_certificates
 from mlops.errors import Reason, Refusal
 from mlops.ledger.sql_events import load_events
+from mlops.provenance.digest import digest_json
+from mlops.provenance.verify import verify_chain
 
 
 def test_a_person_leaves_data_and_model_and_everybody_gets_a_certificate(world):
@@ -33,6 +38,48 @@ def test_a_person_leaves_data_and_model_and_everybody_gets_a_certificate(world):
     assert world.hash("p1").hex() not in text
     copies = list((world.project.places.state / "certificates").glob("*.json"))
     assert [copy.read_text() for copy in copies] == [world.certificates()[0].envelope]
+
+
+def test_the_certificate_names_every_version_that_was_trained_on_them_and_what_replaced_it(world):
+    world.work.release()
+    world.ask("p1")
+    world.run()
+    models = parse_certificate(world.certificates()[0].envelope).predicate["models"]
+    assert [(it["number"], it["replaced_by"]) for it in models] == [(1, 3), (2, 3)]
+
+
+def test_what_was_purged_is_known_by_its_certificate_as_soon_as_there_is_one(world):
+    book, places = world.project.step_book, world.project.places
+    purged, later = digest_json("model 1"), digest_json("model 2")
+
+    def under(digest):
+        with world.project.ledger.read() as connection:
+            return load_erased(connection, keyring=load_machine_keyring(places))[digest].under
+
+    world.ask("p1")
+    record_purge(book, dataset=DATASET, manifests=[], erased=[purged], started_us=1)
+    assert under(purged).startswith("purge (step")
+    world.run()
+    record_purge(book, dataset=DATASET, manifests=[], erased=[later], started_us=1)
+    publish_certificates(world.project)
+    assert under(purged).startswith("certificate 1 (step")
+    assert under(later).startswith("purge (step"), "the first certificate knew nothing of it"
+    world.ask("p2")
+    world.run(ordered="the authority asked")
+    assert under(later).startswith("certificate 2 (step")
+    certificate = world.certificates()[0].digest
+    with world.project.ledger.read() as connection:
+        assert verify_chain(connection, [certificate], rules=load_chain_rules(places)).is_verified
+
+
+def test_a_batch_that_is_stuck_excuses_no_deadline_of_those_who_wait_behind_it(world):
+    world.ask("p1")
+    world.work.is_store_down = True
+    assert world.run().held.reasons[0].code == "not-purged"
+    world.ask("p2")
+    world.project.clock.advance(32 * 86_400)
+    assert world.run().held.reasons[0].code == "not-purged"
+    assert world.work.environments == {"production": 0}, "version 2 was trained on p2"
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def test_a_month_is_a_calendar_month(start, end):
 
 NOW = at("2026-11-27T08:00:00")
 LAST = [RetrainRow("batch-1", "p", "d", NOW - DAY_US // 2, "", None, "passed", 2)]
+LATE = [RetrainRow("batch-1", "p", "d", NOW - 9 * DAY_US, "", NOW - DAY_US // 2, "passed", 2)]
 TIMINGS = {
+    "one that was killed counts when it ended": (LATE, "batch-2", None, "", (False, "")),
     "the first retrain starts": ([], "batch-1", None, "", (True, "")),
     "inside the window it waits": (LAST, "batch-2", NOW + 20 * DAY_US, "", (False, "")),
     "one that began goes on": (LAST, "batch-1", None, "", (True, "")),
