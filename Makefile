@@ -4,7 +4,7 @@ PRODUCT ?= income
 PYTHON := .venv/bin/python
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help release test test-long check format system setup lock clean
+.PHONY: help release test test-long check format system setup lock soak-serving clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / — /'
@@ -40,6 +40,9 @@ lock: setup  ## Write requirements.lock from pyproject.toml
 
 bench-%: setup  ## bench-release, bench-circle, bench-budgets, bench-sweeps, bench-data, bench-gate, bench-serving
 	$(PYTHON) benchmarks/bench_$*.py
+
+soak-serving: setup  ## The serving image at half load for 30 minutes: no error, memory flat
+	$(PYTHON) benchmarks/bench_serving.py --soak-only --soak 1800
 
 clean:  ## Remove the environment; the project's state in .mlops/ stays
 	rm -rf .venv

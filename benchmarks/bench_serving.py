@@ -7,14 +7,17 @@ Writes benchmarks/results/serving.json. Leaves to others: correctness (tests/*/s
 
 import argparse
 import contextlib
+import http.client
 import json
 import os
+import queue
 import re
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from dataclasses import replace
@@ -33,7 +36,7 @@ from mlops.serving.testing import TINY_COLUMNS, tiny_contract, write_tiny_candid
 ROOT = Path(__file__).resolve().parents[1]
 PEERS = {
     "MLServer": (".venv-bench-serving", ("mlserver==1.7.1", "onnxruntime==1.32.0")),
-    "kserve": (".venv-bench-serving-kserve", ("kserve==0.21.0", "onnxruntime==1.32.0")),
+    "kserve": (".venv-bench-serving-kserve", ("kserve==0.21.0", "onnxruntime==1.32.0", "tritonclient[http]==2.73.0")),
 }
 CONTRACT = tiny_contract(columns=[column for column in TINY_COLUMNS if not column.shape])
 CONNECTIONS = 16
@@ -44,13 +47,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=5, help="of each round")
     parser.add_argument("--soak", type=int, default=120, help="seconds at half load")
+    parser.add_argument("--rate", type=int, default=200, help="requests a second in the open loop")
+    parser.add_argument("--soak-only", action="store_true", help="no peers, no comparison")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=list(PEERS))
     given = parser.parse_args()
+    if given.soak_only:
+        given.peers, given.rounds = [], 1
     if shutil.which("wrk") is None:
         sys.exit("wrk is missing: apt-get install wrk")
     with tempfile.TemporaryDirectory(prefix="bench-serving-") as folder:
         rows = measure(Path(folder), given)
-    report("serving", rows)
+    report("serving-soak" if given.soak_only else "serving", rows)
 
 
 def measure(folder: Path, given: argparse.Namespace) -> list[Row]:
@@ -71,6 +78,9 @@ def measure(folder: Path, given: argparse.Namespace) -> list[Row]:
                         [found[name, size], load(url, body, seconds=given.seconds, pid=pid, paused=others)]
                     )
         rows += compare(found, given.peers)
+        if "kserve" in given.peers:
+            rows.append(check_clients(ours[0]))
+        rows += compare_open_loop(servers, rate=given.rate, seconds=given.seconds)
         if given.soak:
             rows += soak(*ours, bodies[1], rate_share=0.5, most=found["ours", 1]["rate"], seconds=given.soak)
     return rows
@@ -211,11 +221,10 @@ def start_peer(folder: Path, name: str):
 def prepare_environment(name: str) -> Path:
     place, packages = PEERS[name]
     python = ROOT / place / "bin/python"
+    needed = (*(["tritonclient.http"] if "tritonclient" in str(packages) else []), name.lower(), "onnxruntime")
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(ROOT / place)], check=True)
-    if subprocess.run(
-        [python, "-c", f"import {name.lower()}, onnxruntime"], capture_output=True, check=False
-    ).returncode:
+    if subprocess.run([python, "-c", f"import {', '.join(needed)}"], capture_output=True, check=False).returncode:
         print(f"installing {', '.join(packages)} into {place}", file=sys.stderr)
         subprocess.run([python, "-m", "pip", "install", "--quiet", *packages], check=True)
     return python
@@ -300,6 +309,96 @@ def compare(found: dict, peers: list[str]) -> list[Row]:
         asked = 2 if name == "MLServer" else None
         rows.append(figure(f"batches of 32 against {name}", mine["rate"] / theirs["rate"], 1, asked, "times", how))
     return rows
+
+
+def check_clients(url: str) -> Row:
+    """kserve's and tritonclient's own clients, JSON and binary, in kserve's environment."""
+    python = prepare_environment("kserve")
+    golden = next(item for item in make_golden_requests(CONTRACT) if item.is_raw)
+    request = json.dumps(golden.to_inference_request(CONTRACT))
+    script = str(ROOT / "benchmarks/serving_clients.py")
+    address = url.split("/")[2]
+    done = subprocess.run(
+        [python, script, address, CONTRACT.product, request], capture_output=True, text=True, check=False, timeout=300
+    )
+    if done.returncode:
+        sys.exit(f"a client of the protocol is not served:\n{done.stderr[-3000:]}")
+    ways = done.stdout.splitlines()
+    how = "in JSON and in binary tensors, with health, metadata and a refusal: " + "; ".join(ways)
+    return Row(
+        name="kserve's and tritonclient's own clients that pass", ours=len(ways), unit="of 4 ways", how=how,
+        asked="at least 4", holds=len(ways) >= 4,
+    )  # fmt: skip
+
+
+def compare_open_loop(servers: dict[str, tuple[str, int]], *, rate: int, seconds: int) -> list[Row]:
+    """Requests sent by the clock, whether or not the earlier ones were answered; late ones wait in the figures."""
+    found = {}
+    for name, (url, _) in servers.items():
+        others = [pid for key, (_, pid) in servers.items() if key != name]
+        for other in others:
+            psutil.Process(other).suspend()
+        try:
+            found[name] = open_loop(url, rate=rate, seconds=seconds)
+        finally:
+            for other in others:
+                psutil.Process(other).resume()
+    rows = []
+    for name in [name for name in servers if name != "ours"]:
+        mine, theirs = found["ours"], found[name]
+        how = (
+            f"{rate} single rows a second, sent by the clock for {seconds} s; ours {mine['p50_ms']:.2f} ms "
+            f"(99 %: {mine['p99_ms']:.2f}), {mine['errors']:.0f} errors; {name} {theirs['p50_ms']:.2f} ms "
+            f"(99 %: {theirs['p99_ms']:.2f}), {theirs['errors']:.0f} errors"
+        )
+        ratio = mine["p50_ms"] / theirs["p50_ms"]
+        rows.append(figure(f"open loop: median latency against {name}", ratio, 1, None, "of the rival's", how))
+    return rows
+
+
+def open_loop(url: str, *, rate: int, seconds: int) -> dict[str, float]:
+    """Latencies counted from when each request was due."""
+    body = json.dumps(
+        next(item for item in make_golden_requests(CONTRACT) if item.rows == 1).to_inference_request(CONTRACT)
+    ).encode()
+    late = queue.Queue()
+    due = [index / rate for index in range(rate * seconds)]
+    for item in due:
+        late.put(item)
+    address, path = url.split("/", 3)[2], "/" + url.split("/", 3)[3]
+    latencies, errors = [], []
+    started = time.perf_counter() + 0.1
+
+    def work() -> None:
+        connection = http.client.HTTPConnection(address, timeout=30)
+        while True:
+            try:
+                item = late.get_nowait()
+            except queue.Empty:
+                return
+            time.sleep(max(0.0, started + item - time.perf_counter()))
+            try:
+                connection.request("POST", path, body=body, headers={"content-type": "application/json"})
+                answer = connection.getresponse()
+                answer.read()
+                if answer.status != 200:
+                    errors.append(str(answer.status))
+            except (OSError, http.client.HTTPException) as error:
+                errors.append(str(error))
+                connection.close()
+            latencies.append(time.perf_counter() - started - item)
+
+    workers = [threading.Thread(target=work) for _ in range(CONNECTIONS)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    latencies.sort()
+    return {
+        "p50_ms": latencies[len(latencies) // 2] * 1e3,
+        "p99_ms": latencies[len(latencies) * 99 // 100] * 1e3,
+        "errors": len(errors),
+    }
 
 
 def soak(url: str, pid: int, body: Path, *, rate_share: float, most: float, seconds: int) -> list[Row]:

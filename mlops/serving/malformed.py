@@ -44,6 +44,26 @@ def make_malformed_requests(good: Mapping[str, Any], *, contract: Contract) -> t
     return (*changed, *raw, *_of_columns(good, path=path, contract=contract), *_of_protocol(good, path=path))
 
 
+def make_broken_connections(contract: Contract) -> dict[str, tuple[bytes, ...]]:
+    """What is no clean HTTP, or never ends: name to the bytes that are sent. Each must be refused and cut off."""
+    head = (
+        f"POST /v2/models/{contract.product}/infer HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n".encode()
+    )
+    return {
+        "no HTTP": (b"\x16\x03\x01hello\r\n\r\n",),
+        "two lengths": (head + b"content-length: 1\r\ncontent-length: 2\r\n\r\n{}",),
+        "a length and chunks": (head + b"content-length: 3\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",),
+        "a length that is no number": (head + b"content-length: x\r\n\r\n",),
+        "a negative length": (head + b"content-length: -1\r\n\r\n",),
+        "a chunk whose size is no number": (head + b"transfer-encoding: chunked\r\n\r\nzz\r\n{}\r\n0\r\n\r\n",),
+        "an encoding beside chunks": (head + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",),
+        "a space before the colon": (b"GET /ping HTTP/1.1\r\nhost : x\r\n\r\n",),
+        "a head without measure": (b"GET /ping HTTP/1.1\r\n" + b"x-a: %b\r\n" % (b"y" * 8_000) * 10,),
+        "half a head": (b"GET /ping HT",),
+        "half a body": (head + b"content-length: 100\r\n\r\n", b"{"),
+    }
+
+
 def _of_columns(good: Mapping[str, Any], *, path: str, contract: Contract) -> list[MalformedRequest]:
     found = []
     for index, column in enumerate(contract.inputs):

@@ -18,13 +18,16 @@ from mlops.clock import Clock, render_time
 from mlops.errors import Reason, ServingError
 from mlops.provenance.digest import digest_json
 from mlops.serving.golden import GoldenRequest, answer_golden, make_golden_requests
-from mlops.serving.malformed import MalformedRequest, make_malformed_requests
+from mlops.serving.malformed import MalformedRequest, make_broken_connections, make_malformed_requests
 from mlops.serving.oci_layout import ImageLayout
+from mlops.serving.probe_process import judge_process, observe_process
 from mlops.serving.runtime import Instance, RunRequest, Runtime
-from mlops.serving.socket_client import HttpAnswer, SocketClient
+from mlops.serving.socket_client import HttpAnswer, SocketClient, talk
 from mlops.training.contract import Contract, load_contract
 
 PASS, FAIL = "PASS", "FAIL"
+_PATIENCE_SECONDS = 1
+"""Given to the server for a request to arrive, so that slow clients cost the probe little."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def probe_image(request: ProbeRequest, *, runtime: Runtime) -> ProbeResult:
                 socket_folder=sockets,
                 tcp_port=None,
                 memory_bytes=request.limits.memory_bytes,
-                environment={"REQUEST_LOG": "none"},
+                environment={"REQUEST_LOG": "none", "BODY_TIMEOUT_SECONDS": str(_PATIENCE_SECONDS)},
             )
         )
         trial = _Trial(request=request, runtime=runtime, instance=instance, contract=contract)
@@ -158,8 +161,10 @@ class _Trial:
             if self._wait_until_ready():
                 self._replay(golden, answers)
                 self._mistreat(golden[0])
+                self._break_connections()
                 self._measure(golden[0])
                 self._measure_memory()
+                self._observe()
                 self._require_alive()
         finally:
             self._drain()
@@ -239,6 +244,20 @@ class _Trial:
             is_sentence = False
         if not is_sentence:
             self._complain("refusal-not-json", f"{request.name}: the refusal is not JSON with an `error`")
+
+    def _break_connections(self) -> None:
+        connections = make_broken_connections(self._contract)
+        for name, pieces in connections.items():
+            answer = talk(self._instance.socket, pieces, timeout_seconds=30)
+            if not answer.startswith(b"HTTP/1.1 4"):
+                self._complain("broken-connection", f"{name}: a 4xx was due, not {answer[:60]!r}")
+        self.facts["broken_connections"] = len(connections)
+
+    def _observe(self) -> None:
+        seen = observe_process(self._instance.socket)
+        self.facts["process"] = None if seen is None else seen.facts()
+        if seen is not None:
+            self.reasons += judge_process(seen)
 
     def _measure(self, golden: GoldenRequest) -> None:
         body = golden.to_inference_request(self._contract)

@@ -5,10 +5,11 @@ Leaves to others: what is asked.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -85,3 +86,16 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(str(self._path))
+
+
+def talk(path: Path, pieces: Sequence[bytes], *, timeout_seconds: float) -> bytes:
+    """Send raw bytes; all that comes back until the server closes. Nothing when it neither answers nor closes."""
+    received = b""
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(timeout_seconds)
+        connection.connect(str(path))
+        for piece in pieces:
+            connection.sendall(piece)
+        while part := connection.recv(65_536):
+            received += part
+    return received

@@ -10,15 +10,16 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlops.errors import TrainingError
 from mlops.files import write_atomically
 from mlops.provenance.digest import canonical_json, digest_folder, hex_of
 from mlops.training.candidate import Candidate, load_candidate
 from mlops.training.contract import Contract
+from mlops.training.private_training import FILE as PRIVACY_FILE
 from mlops.training.private_training import load_privacy
 from mlops.training.trainer import RESERVED
 
@@ -48,6 +49,8 @@ class ExportRequest:
     members: int = 0
     """Of an ensemble, whose weights file holds all of them; 0 is a single model."""
     parity_bound: float = PARITY_BOUND
+    weights: Literal["float32", "int8"] = "float32"
+    """`int8`: matrices are rounded first, and kept so in the exported model."""
 
 
 def export_candidate(request: ExportRequest) -> Candidate:
@@ -56,6 +59,20 @@ def export_candidate(request: ExportRequest) -> Candidate:
     Raises:
         TrainingError: The weights do not fit, the export fails, or its answers differ by more than the bound.
     """
+    if request.weights == "float32":
+        return _export(request)
+    from mlops.training.int8_weights import round_weights  # loads torch, which costs seconds
+
+    with tempfile.TemporaryDirectory(prefix="rounded-") as scratch:
+        rounded = Path(scratch) / request.weights_file.name
+        round_weights(request.weights_file, rounded)
+        spent = request.weights_file.with_name(PRIVACY_FILE)
+        if spent.is_file():
+            shutil.copyfile(spent, rounded.with_name(PRIVACY_FILE))
+        return _export(replace(request, weights_file=rounded))
+
+
+def _export(request: ExportRequest) -> Candidate:
     from mlops.training.joined_module import load_module  # loads torch, which costs seconds
     from mlops.training.onnx_export import export_onnx, measure_parity
 
@@ -64,6 +81,10 @@ def export_candidate(request: ExportRequest) -> Candidate:
     full = {**params, "columns": contract.column_sizes(), "classes": len(contract.classes)}
     module = load_module(request.trainer_file, request.weights_file, params=full, members=request.members)
     onnx_bytes = export_onnx(module, contract=contract)
+    if request.weights == "int8":
+        from mlops.training.int8_weights import pack_weights  # as above
+
+        onnx_bytes = pack_weights(onnx_bytes)
     rows, difference = measure_parity(module, onnx_bytes=onnx_bytes, columns=request.validation)
     if not difference <= request.parity_bound:
         raise TrainingError(

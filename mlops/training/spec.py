@@ -207,6 +207,8 @@ class SweepSpec(Spec):
     """Training rows that each trial includes with probability 1/2, for the gate's privacy audit."""
     isolation: Isolation | None = None
     """The candidate is an ensemble of isolated members; else it is the winner itself."""
+    weights: Literal["float32", "int8"] = "float32"
+    """How the exported model keeps its matrices; `int8` rounds the winner's before the gate judges it."""
     stop: StopEarly = StopEarly()
 
     @property
@@ -251,8 +253,8 @@ class SweepSpec(Spec):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """Canonical content, defaults filled in."""
-        return self.model_dump(mode="json")
+        """Canonical content of the search, defaults filled in; without `weights`, which only the export reads."""
+        return self.model_dump(mode="json", exclude={"weights"})
 
 
 def load_sweep_spec(path: Path) -> SweepSpec:

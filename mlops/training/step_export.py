@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from mlops.datasets.version import load_dataset_version
 from mlops.files import remove_tree
 from mlops.places import Places
-from mlops.provenance.digest import digest_code, digest_file, hex_of
+from mlops.provenance.digest import digest_code, digest_file, digest_json, hex_of
 from mlops.provenance.sql_steps import StepRecord
 from mlops.provenance.steps import StepOutcome, StepRun, Workbench
 from mlops.training.spec import SweepSpec
@@ -38,6 +38,7 @@ def export_step(bench: Workbench, *, spec: SweepSpec, sweep: StepRecord) -> Step
         "trainer": digest_file(places.trainer_file(product)),
         "manifest": sweep.inputs["manifest"],
         "code": digest_code("mlops.training"),
+        **({} if spec.weights == "float32" else {"weights_as": digest_json(spec.weights)}),
     }
 
     def export() -> StepOutcome:
@@ -67,6 +68,7 @@ def export_step(bench: Workbench, *, spec: SweepSpec, sweep: StepRecord) -> Step
                 trial=sweep.facts["trial"],
                 seed=sweep.facts["seed"],
                 members=sweep.facts.get("members", 0),
+                weights=spec.weights,
             )
         )
         parity = load_parity(candidate)

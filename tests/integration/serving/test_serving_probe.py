@@ -41,7 +41,12 @@ def test_an_honest_image_passes(bakery, tmp_path, name):
     assert result.runtime == name
     assert result.facts["golden_max_difference"] <= 1e-5
     assert result.facts["exit_code"] == 0
-    assert json.loads(json.dumps(result.to_json()))["facts"]["malformed_requests"] > 50
+    facts = json.loads(json.dumps(result.to_json()))["facts"]
+    assert facts["malformed_requests"] > 50
+    assert facts["broken_connections"] > 8
+    assert (facts["process"]["files_open_for_writing"], facts["process"]["internet_sockets"]) == (0, 0)
+    if name != "process":
+        assert (facts["process"]["capabilities"], facts["process"]["seccomp"]) == ("0", 2)
 
 
 def test_an_image_of_another_model_fails(bakery, process_runtime, tmp_path):

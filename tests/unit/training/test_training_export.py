@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mlops.errors import TrainingError
 from mlops.training.candidate import load_candidate
@@ -83,6 +83,25 @@ def test_the_folder_says_where_it_comes_from(make_request, tmp_path, contract):
     }
     assert candidate.contract == contract
     assert load_parity(candidate)["rows"] == 200
+
+
+def test_int8_weights_are_rounded_before_they_are_judged_and_packed(make_request, tmp_path, source):
+    full = export_candidate(make_request(tmp_path / "full"))
+    first, second = (export_candidate(make_request(tmp_path / name, weights="int8")) for name in ("one", "two"))
+    assert first.digest == second.digest != full.digest
+    assert load_parity(first)["max_abs_difference"] <= load_parity(first)["bound"] == 1e-5
+    plain, rounded = load_file(full.folder / "weights.safetensors"), load_file(first.folder / "weights.safetensors")
+    for name, tensor in rounded.items():
+        step = tensor.abs().max() / 127 if tensor.dim() > 1 else 0
+        assert (tensor - plain[name]).abs().max() <= step * 0.51, name
+        assert tensor.dim() < 2 or len(tensor.unique()) <= 255
+    types = {item.data_type for item in onnx.load(first.onnx_file).graph.initializer if len(item.dims) > 1}
+    assert types == {onnx.TensorProto.INT8}
+    columns = {"age": source.age, "plan": source.plan}
+    session = onnxruntime.InferenceSession(first.onnx_file.read_bytes(), providers=["CPUExecutionProvider"])
+    whole, _ = session.run(None, {name: column.numpy() for name, column in columns.items()})
+    alone, _ = session.run(None, {name: column[:1].numpy() for name, column in columns.items()})
+    assert abs(whole[0] - alone[0]).max() <= 1e-6, "the rows of one request do not change each other's answers"
 
 
 def test_a_changed_candidate_is_not_loaded(make_request, tmp_path):
