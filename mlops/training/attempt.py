@@ -133,6 +133,8 @@ class Gone:
     reason: str
     is_preemption: bool = False
     """Its machine was taken away; counted apart from failures."""
+    is_hopeless: bool = False
+    """No other group would start either."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from mlops.training.attempt import Crew
 from mlops.training.contract import contract_of_schema
 from mlops.training.ensemble import EnsembleRequest, train_ensemble
 from mlops.training.leasing import GroupLeases
+from mlops.training.locked_environment import read_pins
 from mlops.training.optuna_search import only_point
 from mlops.training.spec import SweepSpec, Value, load_sweep_spec, verify_parameters
 from mlops.training.sweep import Ensemble, SweepOutcome, SweepRequest, run_sweep
@@ -217,7 +218,9 @@ def open_ray_crew(
                 "code": digest_code(*WORKER_CODE, "mlops.training.ray_worker", "mlops.training.watchdog"),
             }
         )
-        crew = RayCrew(WorkerSetup(source=recipe, keys_folder=str(places.keys_folder)), likeness=likeness)
+        lock = places.lock_file.read_text(encoding="utf-8") if places.lock_file.is_file() else ""
+        setup = WorkerSetup(source=recipe, keys_folder=str(places.keys_folder), pins=read_pins(lock))
+        crew = RayCrew(setup, likeness=likeness)
         try:
             yield crew
         finally:

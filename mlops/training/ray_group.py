@@ -239,6 +239,10 @@ class RayCrew:
         {**taken, "progress": self._progressed}[what](group, rank, value)
 
     def _described(self, group: _Group, rank: int, value: Any) -> None:
+        if value.refusal:
+            text = f"worker {rank} on {value.node} refuses to start: {value.refusal}"
+            self._give_up(group, text, is_hopeless=True)
+            return
         group.results[rank] = (value, _now_us())
         if len(group.results) < group.shape.workers:
             return
@@ -337,10 +341,10 @@ class RayCrew:
                 group.is_draining = True
                 self._queued.append(Notice(group.name, min(left), "its node is drained"))
 
-    def _give_up(self, group: _Group, reason: str, *, is_preemption: bool = False) -> None:
+    def _give_up(self, group: _Group, reason: str, *, is_preemption: bool = False, is_hopeless: bool = False) -> None:
         self._waiting = {ref: what for ref, what in self._waiting.items() if what[0] != group.name}
         group.start_limit_us, group.first_end_us = 0, 0
-        self._queued.append(Gone(group.name, reason, is_preemption=is_preemption))
+        self._queued.append(Gone(group.name, reason, is_preemption=is_preemption, is_hopeless=is_hopeless))
 
 
 def _has_failed(group: _Group) -> bool:

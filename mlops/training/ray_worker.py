@@ -14,7 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ import psutil
 
 from mlops.provenance.confinement import confine
 from mlops.training.attempt import Answer, AttemptTask, BatchSource
+from mlops.training.locked_environment import explain_difference
 from mlops.training.watchdog import EXIT_UNPAID, Watchdog
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class WorkerSetup:
     source: SourceRecipe
     keys_folder: str
     """Hidden from user code where the machine can do that."""
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Name to version of the driver's lock; a worker in another environment refuses to start. Empty: not asked."""
 
 
 class SourceRecipe:
@@ -69,6 +72,8 @@ class WorkerPlace:
     device: str = ""
     """`cpu` or `cuda`, once it has joined its group."""
     ray_node: str = ""
+    refusal: str = ""
+    """Why it does not start, in a sentence."""
 
 
 class WorkerActor:
@@ -80,6 +85,10 @@ class WorkerActor:
         self._confine_thread()  # before any other thread starts: those inherit it
         self._watchdog = Watchdog(time.monotonic_ns() // 1_000 + seconds_us, end=_leave)
         os.environ.update(ORT_DISABLE_TELEMETRY="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        self._refusal = explain_difference(setup.pins)
+        self._rank, self._world_size, self._device, self._kind = 0, 1, "cpu", ""
+        if self._refusal:
+            return  # nothing of this environment is used
         import torch  # after the environment is set; costs two seconds, once per warm worker
 
         torch.set_num_threads(1)
@@ -89,7 +98,6 @@ class WorkerActor:
         self._reports: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
         self._answers: queue.Queue[int] = queue.Queue()
         self._steps, self._running, self._asked, self._baseline_bytes = 0, (-1, -1), (-2, -2), 0
-        self._rank, self._world_size, self._device, self._kind = 0, 1, "cpu", ""
 
     def describe(self) -> WorkerPlace:
         """Where it runs, and a free port."""
@@ -102,7 +110,8 @@ class WorkerActor:
             port = probe.getsockname()[1]
         node, now_us = os.uname().nodename, time.monotonic_ns() // 1_000
         ray_node = ray.get_runtime_context().get_node_id()
-        return WorkerPlace(node, os.getpid(), address, port, now_us, device=self._kind, ray_node=ray_node)
+        kind, refusal = self._kind, self._refusal
+        return WorkerPlace(node, os.getpid(), address, port, now_us, device=kind, ray_node=ray_node, refusal=refusal)
 
     def join(self, rendezvous: str, rank: int, world_size: int) -> str:
         """Meet the other workers; gives the kind of device found."""

@@ -57,6 +57,8 @@ class SweepBook:
     driver: str
     run: str = ""
     """Handle of the sweep's run in the mirror."""
+    started_us: int = 0
+    """When the sweep first began, on the ledger's clock; known once the book is open."""
     runs: dict[int, str] = field(default_factory=dict)
     """Trial to handle; a trial has a run from its first attempt on."""
     _params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -79,6 +81,7 @@ class SweepBook:
         """
         with self.ledger.write() as transaction:
             row = sql_trials.find_sweep(transaction.connection, self.sweep_id)
+            self.started_us = transaction.now_us if row is None else row.started_us
             if row is None:
                 self._insert(transaction)
             else:
@@ -237,6 +240,19 @@ class SweepBook:
             self.mirror.set_tags(self.run_of(ended.trial), tags)
             self._end_run(ended.trial, state=final_state)
         return True
+
+    def drop_trial(self, number: int, *, reason: str) -> None:
+        """A trial is not gone on with: the sweep ends before it."""
+        with self._write() as transaction:
+            where = {"sweep_id": self.sweep_id, "number": number}
+            changes = {"state": PRUNED, "reason": reason, "finished_us": transaction.now_us}
+            sql_trials.update(transaction.connection, sql_trials.trials, where=where, **changes)
+            transaction.append("trial.finished", self.trial_id(number), {"outcome": "dropped", "reason": reason})
+        self._end_run(number, state=PRUNED)
+
+    def age_us(self) -> int:
+        """Since the sweep first began, whichever driver had it; on the ledger's clock."""
+        return self.clock.now_us() - self.started_us
 
     def add_lease(self, group: str, lease: GroupLease) -> None:
         """A group holds a lease."""

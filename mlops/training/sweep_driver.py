@@ -27,6 +27,7 @@ from mlops.training.attempt import (
     Reported,
     Usage,
 )
+from mlops.training.early_stop import find_early_stop
 from mlops.training.leasing import GroupLeases, renew_if_due, reserve_group, settle_group, shorten_group
 from mlops.training.optuna_search import Result, Search, count_trials
 from mlops.training.seeds import derive_seed
@@ -36,6 +37,7 @@ from mlops.training.sweep_book import SweepBook
 from mlops.training.sweep_state import DriverTask, HeldGroup, MemberTask, OpenTrial
 from mlops.training.warm_groups import WarmGroup, WarmShelf
 from mlops.training.winner import is_better
+from mlops.units import render_money
 
 POLL_SECONDS = 1.0
 """The driver looks at least so often whether it shall stop and whether leases are due."""
@@ -43,6 +45,8 @@ STOPPED_BY_REQUEST = "stopped by request"
 _YIELDED = "YIELDED"  # within a driver that stops; the ledger says RUNNING, and `resume` goes on with it
 GROW_SECONDS = 300.0
 """An elastic sweep tries all workers again after this."""
+OWN_LIMIT = "limit-exceeded"
+"""Code of the lease book for a sweep's own limit; its budget's is `cap-exceeded`."""
 RETRY_SECONDS = 5.0
 """A group that was refused or lost is tried again after this."""
 
@@ -80,8 +84,9 @@ class SweepDriver:
         self._refusal: Refusal | None = None
         self._retry_us = 0
         self._beat_us = -(10**12)
-        self._started_us = clock.monotonic_us()
         self._stopping = ""
+        self._leaves_rest = False
+        """Trials that are not done are not gone on with: by request, or because the spend is reached."""
         self._lost_groups = 0
         self._queued = ""
         """Key of the place that is waited for."""
@@ -114,7 +119,7 @@ class SweepDriver:
                 if self._is_done():
                     break
                 self._staff()
-                if self._refusal is not None and not self._groups:
+                if self._refusal is not None and not self._groups and not self._leaves_rest:
                     return self._refusal
                 self._retire()
                 with self._committed():
@@ -123,6 +128,7 @@ class SweepDriver:
                 self._take_all(self._crew.next_events(timeout_seconds=POLL_SECONDS))
                 self._end_silent_groups()
             if self._stopping != STOPPED_BY_REQUEST:
+                self._drop_rest()
                 self._keep_groups()
         finally:
             for name in list(self._groups):
@@ -172,7 +178,9 @@ class SweepDriver:
             best = self._best
             if best is None or is_better(self._spec, trial.metrics, than=best.metrics):
                 self._best = trial
-        self._stopping = self._stopping or self._early_stop()
+        best, told = self._best, self._search.told
+        if best is not None and not self._stopping:
+            self._stopping = find_early_stop(self._spec, best=best.number, metrics=best.metrics, told=told)
         return True
 
     def _ask(self, number: int) -> None:
@@ -192,20 +200,6 @@ class SweepDriver:
         trial.attempt = self._book.last_attempt(number)
         if row.state != RUNNING:
             self._close_trial(trial, state=row.state)
-
-    def _early_stop(self) -> str:
-        stop, best = self._spec.stop, self._best
-        if best is None:
-            return ""
-        objective = self._spec.objectives[0]
-        value = best.metrics[objective.metric]
-        is_sound = all(constraint.violation(best.metrics) <= 0 for constraint in self._spec.constraints)
-        reached = stop.target is not None and is_sound
-        if reached and (value <= stop.target if objective.direction == "minimize" else value >= stop.target):  # type: ignore[operator]
-            return f"trial {best.number} reached the target: {objective.metric} {value:.4g}"
-        if stop.plateau_trials is not None and self._search.told - 1 - best.number >= stop.plateau_trials:
-            return f"no trial was better than trial {best.number} for {stop.plateau_trials} trials"
-        return ""
 
     # ---- worker groups
 
@@ -298,7 +292,7 @@ class SweepDriver:
             if text != self._told_wait:
                 self._say(f"waits for its turn: {text}")
             self._told_wait = text
-        else:
+        elif not self._is_spent(refusal):
             self._withdraw()
             self._refusal, self._retry_us = refusal, now_us + round(RETRY_SECONDS * SECOND_US)
 
@@ -368,7 +362,7 @@ class SweepDriver:
         for name, group in self._groups.items():
             if renew_if_due(self._leases, group.lease, spec=self._spec, clock=self._clock):
                 self._crew.extend(name, until_us=group.lease.until_us)
-            if group.lease.refusal is not None:
+            if group.lease.refusal is not None and not self._is_spent(group.lease.refusal):
                 self._refusal = group.lease.refusal
                 left_us = max(0, group.lease.until_us - self._clock.monotonic_us())
                 self._checkpoint_and_yield(name, seconds=left_us / SECOND_US)
@@ -493,7 +487,7 @@ class SweepDriver:
         is_preemption = ended.outcome == "yielded" and group.is_preempted
         if ended.outcome == "lost" or is_preemption:
             final = self._count_loss(trial, is_preemption=is_preemption)
-        if final is None and self._stopping == STOPPED_BY_REQUEST:
+        if final is None and self._leaves_rest:
             self._close_trial(trial, state=_YIELDED)
         if not self._book.end_attempt(ended, final_state=final):
             return
@@ -517,7 +511,7 @@ class SweepDriver:
         self._lost_groups += 1
         self._retry_us = self._clock.monotonic_us() + round(min(60.0, 0.5 * 2 ** min(self._lost_groups, 7)) * SECOND_US)
         if number is None:
-            if self._lost_groups > self._spec.max_failures:
+            if self._lost_groups > self._spec.max_failures or gone.is_hopeless:
                 self._refusal = Refusal((Reason("no-place", f"no worker group could be placed: {gone.reason}"),))
             return
         trial = self._trials[number]
@@ -545,15 +539,30 @@ class SweepDriver:
         wish = self._book.heartbeat()
         deadline = self._spec.stop.deadline
         if wish == "stop":
-            self._stop_by_request()
-        elif deadline is not None and now_us - self._started_us > deadline * SECOND_US and not self._stopping:
+            self._leave_rest(STOPPED_BY_REQUEST)
+        elif deadline is not None and self._book.age_us() > deadline * SECOND_US and not self._stopping:
             self._stopping = f"the deadline of {deadline:g} s is over"
 
-    def _stop_by_request(self) -> None:
-        """Trials that run are asked to yield at their next step; those that wait are left for `resume`."""
-        self._stopping = STOPPED_BY_REQUEST
+    def _is_spent(self, refusal: Refusal) -> bool:
+        """Whether the sweep's own `stop.spend` says no, and trials are complete to choose among: it ends with those."""
+        is_own = any(reason.code == OWN_LIMIT for reason in refusal.reasons)
+        if not is_own or all(trial.state != COMPLETE for trial in self._trials.values()):
+            return False
+        self._leave_rest(self._stopping or f"the spend of {render_money(self._spec.stop.spend or 0)} is reached")
+        return True
+
+    def _leave_rest(self, why: str) -> None:
+        """Trials that run are asked to yield at their next step; those that wait are left."""
+        self._stopping, self._leaves_rest = why, True
         for trial in list(self._open.values()):
             if trial.is_waiting:
                 self._close_trial(trial, state=_YIELDED)
         for name in self._groups:
             self._checkpoint_and_yield(name, seconds=self._spec.yield_deadline)
+
+    def _drop_rest(self) -> None:
+        """A sweep that ends with a winner leaves no trial open."""
+        left = {number for number, row in self._past.items() if row.state == RUNNING} - set(self._trials)
+        left |= {number for number, trial in self._trials.items() if trial.state == _YIELDED}
+        for number in sorted(left):
+            self._book.drop_trial(number, reason=self._stopping)

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mlops.errors import Refusal
 from mlops.training import sql_trials
 from mlops.training.ray_cluster import connected, find_local
 
@@ -100,6 +101,22 @@ def test_a_worker_whose_lease_ends_stops_by_itself(ray_project):
         psutil.Process(pid).wait(timeout=10)
         crew.stop_group("g")
         assert Gone
+
+
+def test_a_worker_in_another_environment_refuses_to_start_and_the_sweep_says_what_differs(ray_project):
+    lock = ray_project.places.lock_file
+    lock.write_text("torch==1.0.0\nno-such-thing==3\n")
+    try:
+        refusal = ray_project.launch(ray_project.spec(trials=1, seed=77))
+    finally:
+        lock.unlink()
+    assert isinstance(refusal, Refusal)
+    text = refusal.render_text()
+    assert "refuses to start: its environment" in text
+    assert "no-such-thing is missing instead of 3, torch 2." in text
+    assert "instead of 1.0.0" in text
+    assert sum("is gone" in line and "refuses to start" in line for line in ray_project.lines) <= 2, "not again"
+    assert not ray_project.leases.live
 
 
 def wait_for(crew, kind):

@@ -260,6 +260,18 @@ def test_a_sweep_stops_at_its_deadline_after_the_trials_that_run(stage):
     assert stage.clock.monotonic_us() < 60 * SECOND_US
 
 
+def test_the_deadline_counts_from_the_first_start_however_often_the_sweep_is_resumed(stage):
+    spec = stage.spec(trials=50, stop={"deadline": "60s"})
+    with pytest.raises(Killed):
+        stage.run(spec, killed_after(stage.crew(), 12))
+    stage.clock.advance(61)
+    again = stage.crew()
+    outcome = resume(stage, spec, again)
+    assert "deadline of 60 s" in outcome.stopped
+    assert not again.log or {kind for kind, _ in again.log} <= {"left over", "close"}, "nothing starts any more"
+    assert {trial.state for trial in outcome.trials} == {"COMPLETE", "PRUNED"}
+
+
 def test_the_mirror_shows_trials_as_children_with_metrics_by_epoch(stage):
     outcome = stage.run(stage.spec(), stage.crew())
     parents = [run for run in stage.mirror.runs.values() if run.parent is None]

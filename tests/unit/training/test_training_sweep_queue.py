@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from mlops.budgets.accounts import Account, load_accounts
 from mlops.budgets.configuration import apply_budgets
 from mlops.budgets.lease_queue import LeaseQueue
 from mlops.budgets.lease_types import Lease, LeaseRequest
@@ -132,3 +133,28 @@ def test_what_waits_is_withdrawn_when_the_sweep_ends(stage, queue):
     rival = Rival(queue, priority=0)
     rival.ask()
     assert rival.log == ["runs"]
+
+
+def test_a_group_larger_than_any_machine_is_refused_at_once_and_nothing_waits(stage, queue):
+    queue.report_nodes([Node("far", "h100", 8_000)], kind="h100")
+    outcome = stage.run(stage.spec(accelerators="9xh100"), stage.crew(), queue)
+    assert isinstance(outcome, Refusal)
+    assert [reason.code for reason in outcome.reasons] == ["never-fits-cluster"]
+    assert "needs 9 h100; the cluster has 1 nodes of at most 8" in outcome.render_text()
+    assert stage.clock.monotonic_us() == 0, "at once"
+
+
+def test_a_sweep_whose_own_spend_is_reached_ends_with_the_best_so_far(stage, queue, undisturbed):
+    """0.5 CPU cost a cent a second: the cap pays for some windows, but not for fifty trials."""
+    rates = RateCard((RateVersion(0, {"cpu": 72_000_000}),))
+    budgets = BudgetTree.of([BudgetNode("research", cap_micro_usd=10**12, priority=500)], rates=rates)
+    apply_budgets(stage.ledger, budgets, who="test")
+    spec = stage.spec(trials=50, groups=1, lag=1, lease_window="10s", stop={"spend": "1 USD"})
+    outcome = stage.run(spec, stage.crew(), queue)
+    assert outcome.stopped == "the spend of 1.00 USD is reached"
+    assert outcome.winner.state == "COMPLETE"
+    assert 1 < len(outcome.trials) < 50
+    assert {trial.state for trial in outcome.trials} <= {"COMPLETE", "PRUNED"}, "no trial is left open"
+    with stage.ledger.read() as connection:
+        limits = load_accounts(connection, (Account(f"sweep:{outcome.sweep_id}", 0, "once", 1_000_000),))
+    assert 500_000 < limits[0].committed_micro_usd <= 1_000_000
