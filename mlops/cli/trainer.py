@@ -51,7 +51,7 @@ def check(product: str, *, as_json: bool) -> None:
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Set a parameter; may be repeated.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Instead of the number in the spec.")
 @click.option("--seed", type=click.IntRange(min=0), help="Instead of the trial's.")
-@click.option("--local", is_flag=True, default=True, hidden=True, help="In this process; the only way so far.")
+@click.option("--local", is_flag=True, default=True, hidden=True, help="In this process; the only way.")
 @click.option("--dry-run", is_flag=True, help="Show the parameters; run nothing.")
 def run(
     product: str,
@@ -62,11 +62,15 @@ def run(
     local: bool,
     dry_run: bool,
 ) -> None:
-    """Run one trial in this process: no lease, no Ray, breakpoints work."""
+    """Run one trial in this process: no lease, no Ray, breakpoints work.
+
+    With `workers` above 1 the others are child processes; on the CPU the weights are those of the sweep's trial.
+    """
     from mlops.datasets.fence import find_training_fence
     from mlops.project.opening import open_project
     from mlops.training.launch import load_launch_spec, load_version, make_request
-    from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, run_local, seed_of_trial
+    from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, seed_of_trial
+    from mlops.training.local_group import run_local_group
     from mlops.training.ray_worker import SourceRecipe
 
     project = open_project()
@@ -82,7 +86,7 @@ def run(
         refuse(fence, what=f"{product} is not trained")
     request = make_request(project.places, spec, version=version, tags={}, spender="")
     with tempfile.TemporaryDirectory(prefix="mlops-trial-") as scratch:
-        result = run_local(
+        result = run_local_group(
             LocalTrial(
                 spec=spec,
                 trainer_file=project.places.trainer_file(product),
@@ -92,7 +96,8 @@ def run(
                 seed=found_seed if seed is None else seed,
                 epochs=epochs or spec.epochs,
             ),
-            source=SourceRecipe(version, str(project.places.cache / "shards")).open(),
+            workers=spec.workers,
+            open_source=SourceRecipe(version, str(project.places.cache / "shards")).open,
             channel=LocalChannel(say=click.echo),
         )
     if result.outcome != "complete":

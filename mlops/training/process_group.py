@@ -52,7 +52,7 @@ class ProcessCrew:
         """See `Crew`."""
         for folder in (self._places.keys_folder, self._places.cache, self._places.checkpoints):
             folder.mkdir(parents=True, exist_ok=True)  # confined workers cannot make folders beside the keys
-        now_us, port = _now_us(), _free_port()
+        now_us, port = _now_us(), find_free_port()
         processes = [
             self._spawn(rank, shape=shape, port=port, seconds_us=until_us - now_us) for rank in range(shape.workers)
         ]
@@ -203,7 +203,8 @@ def _end(name: str, group: _Group, task: AttemptTask) -> Ended:
     )
 
 
-def _free_port() -> int:
+def find_free_port() -> int:
+    """A TCP port of the loopback address that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

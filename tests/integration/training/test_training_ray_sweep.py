@@ -15,7 +15,10 @@ import pytest
 
 from mlops.errors import Refusal
 from mlops.training import sql_trials
+from mlops.training.local_attempt import LocalChannel, LocalTrial
+from mlops.training.local_group import run_local_group
 from mlops.training.ray_cluster import connected, find_local
+from mlops.training.ray_worker import SourceRecipe
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -117,6 +120,26 @@ def test_a_worker_in_another_environment_refuses_to_start_and_the_sweep_says_wha
     assert "instead of 1.0.0" in text
     assert sum("is gone" in line and "refuses to start" in line for line in ray_project.lines) <= 2, "not again"
     assert not ray_project.leases.live
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_trial_by_hand_gives_the_weights_and_metrics_of_the_sweep(ray_project, tmp_path, workers):
+    spec = ray_project.spec(trials=2, seed=5, workers=workers)
+    trial = ray_project.launch(spec).trials[1]
+    channel = LocalChannel()
+    by_hand = LocalTrial(
+        spec=spec,
+        trainer_file=ray_project.places.trainer_file("tiny"),
+        params=trial.params,
+        reserved=ray_project.request(spec).reserved,
+        folder=tmp_path / "by-hand",
+        seed=trial.seed,
+        epochs=spec.epochs,
+    )
+    recipe = SourceRecipe(ray_project.version, str(ray_project.places.cache / "shards"))
+    result = run_local_group(by_hand, workers=workers, open_source=recipe.open, channel=channel)
+    assert (result.outcome, result.weights_sha256) == ("complete", trial.weights_sha256), result.reason
+    assert channel.reports[-1] == trial.metrics
 
 
 def wait_for(crew, kind):
