@@ -1,7 +1,7 @@
 """The serving image of a product: from a candidate folder and a spec to an image in the project's OCI layout.
 
-Layers, lowest first: `base` (Debian packages), `runtime` (wheels), `app` (our server), `model` (ONNX, contract, golden
-requests, digests of the evidence). The same inputs give the same digest.
+Layers, lowest first: `base` (Debian packages), `runtime` (wheels), `cuda` (where it is asked for), `app` (our server),
+`model` (ONNX, contract, golden requests, digests of the evidence). The same inputs give the same digest.
 Leaves to others: how layers are filled (layers.py), blobs and index (oci_layout.py), trying it out (probe.py).
 """
 
@@ -24,6 +24,8 @@ class ImageSpec(Spec):
     """`debian` (packages locked by digest) or `registry/repository@sha256:…`."""
     compression: Literal["zstd", "gzip"] = "zstd"
     """`gzip` for registries that know no zstd; the model layer is then stored without compression."""
+    accelerator: Literal["none", "cuda"] = "none"
+    """`cuda` adds a layer with onnxruntime for GPUs and NVIDIA's libraries, the same one for all such images."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Added to the image's environment, such as `MAX_BATCH_ROWS`; names, never secrets."""
 
@@ -46,6 +48,8 @@ class ImageRequest:
     """`places.downloads`."""
     cache: Path
     """`places.cache`."""
+    cuda_lock: Path | None = None
+    """Wheels of the `cuda` layer; None: those that ship with `mlops`."""
     say: Callable[[str], None] = field(default=lambda line: None)
     """Told one line per thing that takes long."""
 

@@ -1,4 +1,4 @@
-"""Writing a serving image: four layers, each taken from the layout when its inputs did not change, then one manifest.
+"""Writing a serving image: its layers, each taken from the layout when its inputs did not change, then one manifest.
 
 A layer's key is the digest of what goes into it and of the code that fills it; its record says which blob it made.
 Leaves to others: filling layers (layers.py), tars (oci_tar.py), blobs and index (oci_layout.py).
@@ -26,7 +26,7 @@ from mlops.serving.golden import answer_golden, make_golden_requests, render_gol
 from mlops.serving.image import BuiltImage, BuiltLayer, ImageRequest
 from mlops.serving.oci_layout import CONFIG_TYPE, MANIFEST_TYPE, ImageLayout, verify_blob
 from mlops.serving.oci_tar import LAYER_TIME, ZSTD_LEVEL, Compression, Entry, LayerBlob, write_layer
-from mlops.serving.python_wheels import fetch_wheels, load_wheel_lock
+from mlops.serving.python_wheels import LockedWheel, fetch_wheels, load_wheel_lock, parse_wheel_lock
 from mlops.serving.runtime import IMAGE_GROUP_ID, IMAGE_USER_ID, SOCKET_NAME
 from mlops.training.contract import Contract
 
@@ -47,6 +47,7 @@ _ENVIRONMENT = {
 }
 _FILLING = tuple(f"mlops.serving.{name}" for name in ("layers", "oci_tar", "debian_packages", "python_wheels"))
 """The code that decides a layer's bytes."""
+_CUDA_LOCK = "wheels-cuda12-cp311-x86_64.txt"
 _ENTRYPOINT = ["/usr/bin/python3.11", "-s", "-P", "-m", layers.SERVER_PACKAGE]
 
 
@@ -71,15 +72,8 @@ def build(request: ImageRequest) -> BuiltImage:
     store = ContentStore(request.downloads)
     layout = ImageLayout(request.layout)
     base = _base_layers(request, layout=layout, store=store)
-    wheels = load_wheel_lock()
-    fetch_wheels(wheels, store=store, say=request.say)
     plans = (
-        _Plan(
-            name="runtime",
-            inputs={wheel.name: wheel.digest for wheel in wheels},
-            fill=lambda: layers.runtime_entries(wheels, store=store),
-            compression=request.spec.compression,
-        ),
+        *_wheel_plans(request, store=store),
         _Plan(
             name="app",
             inputs={"server": digest_code("mlops.serving.server")},
@@ -112,6 +106,26 @@ def build(request: ImageRequest) -> BuiltImage:
         making = [threads.submit(_build_layer, plan, layout=layout, request=request) for plan in (*base.plans, *plans)]
         built = (*base.pulled, *(layer.result() for layer in making))
     return _write_image(request, layout=layout, built=built, notes=base.notes)
+
+
+def _wheel_plans(request: ImageRequest, *, store: ContentStore) -> tuple[_Plan, ...]:
+    """`runtime`, which every image has, and `cuda` over it."""
+
+    def plan(name: str, wheels: tuple[LockedWheel, ...], folder: str) -> _Plan:
+        fetch_wheels(wheels, store=store, say=request.say)
+        return _Plan(
+            name=name,
+            inputs={wheel.name: wheel.digest for wheel in wheels},
+            fill=lambda: layers.wheel_entries(wheels, store=store, folder=folder),
+            compression=request.spec.compression,
+        )
+
+    runtime = plan("runtime", load_wheel_lock(), layers.SITE_PACKAGES)
+    if request.spec.accelerator == "none":
+        return (runtime,)
+    own = request.cuda_lock
+    wheels = load_wheel_lock(_CUDA_LOCK) if own is None else parse_wheel_lock(own.read_text("utf-8"))
+    return (runtime, plan("cuda", wheels, layers.CUDA))
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,7 @@ def _build_layer(plan: _Plan, *, layout: ImageLayout, request: ImageRequest) -> 
         return _built(plan, known, is_reused=True, reason="nothing that goes into it changed")
     previous = record.parent / "last.json"
     reason = _explain_change(previous, inputs)
-    if plan.name in ("base", "runtime"):
+    if plan.name in ("base", "runtime", "cuda"):
         request.say(f"writing layer {plan.name}")
     with layout.new_blob() as (stream, names):
         blob = write_layer(plan.fill(), stream, compression=plan.compression)
@@ -243,6 +257,8 @@ def _labels(request: ImageRequest) -> dict[str, str]:
 
 def _config(request: ImageRequest, *, built: tuple[BuiltLayer, ...], labels: Mapping[str, str]) -> dict[str, Any]:
     environment = {**request.spec.environment, **_ENVIRONMENT}
+    if request.spec.accelerator == "cuda":
+        environment["PYTHONPATH"] = f"/{layers.CUDA}:{environment['PYTHONPATH']}"
     return {
         "created": CREATED,
         "architecture": "amd64",

@@ -18,6 +18,8 @@ from mlops.serving.python_wheels import LockedWheel, wheel_members
 from mlops.serving.runtime import IMAGE_GROUP_ID, IMAGE_USER_ID
 
 SITE_PACKAGES = "opt/mlops/lib"
+CUDA = "opt/mlops/cuda"
+"""Before SITE_PACKAGES on the path: its onnxruntime is taken instead of the one for processors."""
 APP = "opt/mlops/app"
 MODELS = "opt/mlops/models"
 SERVER_PACKAGE = "mlops_server"
@@ -79,14 +81,16 @@ def base_entries(packages: tuple[DebianPackage, ...], *, store: ContentStore) ->
     return {**_without_dead_links(entries), **_system_entries()}
 
 
-def runtime_entries(wheels: tuple[LockedWheel, ...], *, store: ContentStore) -> dict[str, Entry]:
+def wheel_entries(
+    wheels: tuple[LockedWheel, ...], *, store: ContentStore, folder: str = SITE_PACKAGES
+) -> dict[str, Entry]:
     """Wheels unzipped to one folder, without tests, headers and tools."""
     entries: dict[str, Entry] = {}
     for wheel in wheels:
         path = store.verify(wheel.digest)
         for member, name in wheel_members(path):
             if belongs_in_runtime(name):
-                entries[f"{SITE_PACKAGES}/{name}"] = Entry(kind="file", content=_zip_reader(path, member.filename))
+                entries[f"{folder}/{name}"] = Entry(kind="file", content=_zip_reader(path, member.filename))
     return entries
 
 

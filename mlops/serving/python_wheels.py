@@ -43,11 +43,9 @@ class LockedWheel:
     """`sha256:…` of the file."""
 
 
-def load_wheel_lock() -> tuple[LockedWheel, ...]:
-    """The lock that ships with `mlops`, in pip's requirements form so that scanners can read it."""
-    return parse_wheel_lock(
-        resources.files("mlops.serving").joinpath("locks", "wheels-cp311-x86_64.txt").read_text("utf-8")
-    )
+def load_wheel_lock(name: str = "wheels-cp311-x86_64.txt") -> tuple[LockedWheel, ...]:
+    """A lock that ships with `mlops`, in pip's requirements form so that scanners can read it."""
+    return parse_wheel_lock(resources.files("mlops.serving").joinpath("locks", name).read_text("utf-8"))
 
 
 def parse_wheel_lock(text: str) -> tuple[LockedWheel, ...]:

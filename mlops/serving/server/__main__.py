@@ -53,6 +53,7 @@ def main() -> int:
     application.log_event(
         "start",
         models=[f"{model.name}/{model.version}" for model in models],
+        providers=models[0].providers,
         port=settings.port,
         socket=settings.socket,
     )

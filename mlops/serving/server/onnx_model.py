@@ -88,6 +88,11 @@ class OnnxModel:
         self.runs = 0
         self.rows = 0
 
+    @property
+    def providers(self) -> list[str]:
+        """What computes: `CUDAExecutionProvider` first where a GPU is in use."""
+        return list(self._session.get_providers())
+
     @cached_property
     def digest(self) -> str:
         """Digest of the candidate this version was made from."""
@@ -241,7 +246,16 @@ def _open_session(path: Path, *, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = True
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=_providers())
+
+
+def _providers() -> list[Any]:
+    """The GPU first where this onnxruntime is made for it; without a GPU onnxruntime itself falls back."""
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return ["CPUExecutionProvider"]
+    onnxruntime.preload_dlls()
+    # TF32 would round differently than the judged model.
+    return [("CUDAExecutionProvider", {"use_tf32": "0"}), "CPUExecutionProvider"]
 
 
 def _join(batch: list[_Waiting], column: Column, rows: int) -> np.ndarray[Any, Any]:

@@ -6,12 +6,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mlops.errors import ServingError
+from mlops.provenance.digest import digest_file
+from mlops.serving.content_store import ContentStore
 from mlops.serving.image import build_image
+from mlops.serving.inventory import take_inventory
 from mlops.serving.oci_layout import ImageLayout
 from mlops.serving.oci_unpack import layer_members, open_layer, unpack_image
 from mlops.serving.testing import tiny_contract, write_tiny_candidate
@@ -71,6 +76,43 @@ def test_another_model_writes_only_the_model_layer(bakery, tmp_path):
     }
     assert "model" in other.layers[-1].reason
     assert {image.reference for image in ImageLayout(bakery.request.layout).images()} >= {"income:1", "income:2"}
+
+
+def test_the_cuda_layer_is_one_for_all_products_and_its_onnxruntime_comes_first(bakery, tmp_path):
+    spec = bakery.request.spec.model_copy(update={"accelerator": "cuda"})
+    request = bakery.request_with(spec=spec, version="gpu", cuda_lock=_store_gpu_wheel(bakery, tmp_path))
+    built = build_image(request)
+    assert [layer.name for layer in built.layers] == ["base", "runtime", "cuda", "app", "model"]
+    assert [layer.is_reused for layer in built.layers] == [True, True, False, True, False]
+    write_tiny_candidate(tmp_path / "other", seed=2)
+    other = build_image(replace(request, candidate_folder=tmp_path / "other", version="gpu-2"))
+    assert other.layers[2].digest == built.layers[2].digest and other.layers[2].is_reused
+    unpack_image(request.layout, built.digest, tmp_path / "root")
+    path = _environment(request.layout, built.digest)["PYTHONPATH"].split(":")
+    found = [folder for folder in path if (tmp_path / f"root{folder}/onnxruntime/__init__.py").is_file()]
+    assert found == ["/opt/mlops/cuda", "/opt/mlops/lib"]
+    assert "cuda" not in _environment(request.layout, bakery.built.digest)["PYTHONPATH"]
+    packages = {(package.name, package.version) for package in take_inventory(request.layout, built.digest).packages}
+    assert ("onnxruntime-gpu", "9.9") in packages
+
+
+def _store_gpu_wheel(bakery, folder):
+    """A stand-in of 300 bytes for the wheels of NVIDIA; returns its lock."""
+    wheel = folder / "onnxruntime_gpu-9.9-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("onnxruntime/__init__.py"), "")
+        text = "Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 9.9\n"
+        archive.writestr(zipfile.ZipInfo("onnxruntime_gpu-9.9.dist-info/METADATA"), text)
+    digest = digest_file(wheel)
+    ContentStore(bakery.request.downloads).adopt(wheel, digest=digest)
+    (folder / "cuda.txt").write_text(f"onnxruntime-gpu==9.9 --hash={digest}\n")
+    return folder / "cuda.txt"
+
+
+def _environment(layout, digest):
+    store = ImageLayout(layout)
+    config = json.loads(store.read_blob(store.read_manifest(digest)["config"]["digest"]))["config"]
+    return dict(line.split("=", 1) for line in config["Env"])
 
 
 def test_it_is_small_and_has_few_distributions(bakery):

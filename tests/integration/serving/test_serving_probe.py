@@ -15,7 +15,8 @@ from mlops.serving.probe import ProbeLimits, ProbeRequest, probe_image
 from mlops.serving.runtime import RunRequest
 from mlops.serving.runtime_process import ProcessRuntime
 from mlops.serving.socket_client import SocketClient
-from mlops.serving.testing import write_tiny_candidate
+from mlops.serving.testing import tiny_contract, write_tiny_candidate
+from mlops.training.contract import InputColumn
 
 RUNTIMES = {"process": ProcessRuntime, "bubblewrap": BubblewrapRuntime, "podman": PodmanRuntime}
 TOOLS = {"process": "sh", "bubblewrap": "bwrap", "podman": "podman"}
@@ -47,6 +48,15 @@ def test_an_honest_image_passes(bakery, tmp_path, name):
     assert (facts["process"]["files_open_for_writing"], facts["process"]["internet_sockets"]) == (0, 0)
     if name != "process":
         assert (facts["process"]["capabilities"], facts["process"]["seccomp"]) == ("0", 2)
+
+
+def test_an_image_for_pictures_passes(bakery, process_runtime, tmp_path):
+    column = InputColumn("image", "float32", (1, 28, 28), "tensor", minimum=0, maximum=1)
+    candidate = tmp_path / "digits"
+    write_tiny_candidate(candidate, contract=tiny_contract(product="digits", columns=[column]))
+    built = build_image(bakery.request_with(product="digits", candidate_folder=candidate))
+    result = probe_image(_request(bakery, digest=built.digest, candidate_folder=candidate), runtime=process_runtime)
+    assert (result.verdict, result.reasons, result.product) == ("PASS", (), "digits")
 
 
 def test_an_image_of_another_model_fails(bakery, process_runtime, tmp_path):
