@@ -7,6 +7,7 @@ is looked for (scanning.py).
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -92,7 +93,7 @@ def decode(content: bytes, place: str, *, depth: int = 0) -> Decoded:
 def decode_database(path: Path, place: str) -> Decoded:
     """Rows of every table of an SQLite file, its write-ahead log included; values are opened like files."""
     try:
-        with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             connection.text_factory = bytes
             tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
             for (table,) in tables:

@@ -132,7 +132,8 @@ def retrain(
 
     def train(it: Release) -> StepRun | Refusal:
         commit = it.done("source check").facts["commit"]
-        request = SweepStepRequest(it.spec, commit=commit, spender=it.person, withdrawn=withdrawn)
+        whole = load_sweep_spec(project.places.sweep_file(it.product))  # its trainer was checked at the release
+        request = SweepStepRequest(it.spec, commit=commit, spender=it.person, withdrawn=withdrawn, checked=whole)
         return sweep_step(it.bench, request, manifest=it.done("data").outputs["manifest"])
 
     ended = run_steps(release, {**STEPS, "data": bring_clean_data, "sweep": train})

@@ -32,6 +32,8 @@ class SweepStepRequest:
     """The person in whose name the budget is used."""
     withdrawn: frozenset[bytes] | None = None
     """Keyed hashes of people that the data must not hold; None is everyone who withdrew."""
+    checked: SweepSpec | None = None
+    """A wider spec for which the trainer is checked, so that a check done for it is reused; default `spec`."""
 
 
 def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) -> StepRun | Refusal:
@@ -54,7 +56,7 @@ def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) ->
     launched = make_request(places, request.spec, version=version, tags=tags, spender=request.spender)
 
     def sweep() -> StepOutcome | Refusal:
-        checked = check_step(bench, request.spec, version=version)  # before the first lease
+        checked = check_step(bench, request.checked or request.spec, version=version)  # before the first lease
         if isinstance(checked, Refusal):
             return checked
         with open_mirror(places, clock=bench.clock) as mirror:
