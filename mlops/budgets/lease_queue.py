@@ -61,6 +61,10 @@ class LeaseQueue:
         lease = self._admission.find_lease(request.key) if status.status == "running" else None
         return lease if lease is not None else _explain(status)
 
+    def reserve_own(self, request: LeaseRequest) -> Lease | Refusal:
+        """The lease of machines that only the holder can use, such as a cluster of its own: no turn, only money."""
+        return self._leases.reserve(request)
+
     def withdraw(self, key: str) -> None:
         """Nobody needs what was asked for under this key any more; nothing happens when it is not waiting."""
         self._admission.cancel(key)

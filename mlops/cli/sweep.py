@@ -7,9 +7,10 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import click
+import yaml
 
 from mlops.cli.rendering import emit_json, refuse, render_table
 from mlops.errors import Reason, Refusal
@@ -156,6 +157,22 @@ def stop(sweep_id: str, *, dry_run: bool) -> None:
     else:
         wish_stop(project.ledger, row.sweep_id)
         click.echo(f"{row.sweep_id} stops at the next report of each trial; go on with `mlops sweep resume`")
+
+
+@sweep.command("render-cluster")
+@click.argument("product")
+@click.option("--kind", type=click.Choice(("kuberay", "ray-up")), default="kuberay", help="For whom the file is.")
+def render_cluster_(product: str, *, kind: Literal["kuberay", "ray-up"]) -> None:
+    """Print the file of the cluster that `cluster: ephemeral` would start, checked; start nothing."""
+    from mlops.project.opening import open_project
+    from mlops.training.launch import load_launch_spec
+    from mlops.training.render_ray_cluster import render_cluster
+
+    project = open_project()
+    spec = load_launch_spec(project.places, project.require_product(product))
+    request = _request(project, spec)
+    content = render_cluster(spec, kind=kind, name=request.sweep_id, lock=request.inputs["lock"])
+    click.echo(yaml.safe_dump(content, sort_keys=False), nl=False)
 
 
 @sweep.command()

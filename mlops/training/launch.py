@@ -26,6 +26,7 @@ from mlops.training.ensemble import EnsembleRequest, train_ensemble
 from mlops.training.leasing import GroupLeases
 from mlops.training.locked_environment import read_pins
 from mlops.training.optuna_search import only_point
+from mlops.training.ray_ephemeral import ClusterLeases, ClusterStarter, CommandStarter, started_cluster, stop_orphans
 from mlops.training.spec import SweepSpec, Value, load_sweep_spec, verify_parameters
 from mlops.training.sweep import Ensemble, SweepOutcome, SweepRequest, run_sweep
 
@@ -105,6 +106,7 @@ def launch_sweep(
     mirror: Mirror,
     say: Callable[[str], None],
     withdrawn: frozenset[bytes] | None = None,
+    starter: ClusterStarter | None = None,
 ) -> SweepOutcome | Refusal:
     """Run a sweep on Ray, or go on with it, or read it back; see `run_sweep`.
 
@@ -118,11 +120,15 @@ def launch_sweep(
     fence = fence or find_training_fence(places, version, subjects=withdrawn)
     if fence is not None:
         return fence
+    starter = starter or CommandStarter()
+    stop_orphans(places, leases=leases, starter=starter, clock=clock, say=say)
+    paid = ClusterLeases(leases, clock=clock) if request.spec.cluster == "ephemeral" else None
+    leases = paid or leases
     with ExitStack() as stack:
 
         def open_crew() -> Crew:
             stack.close()  # what a crew before this one held
-            opened = open_ray_crew(places, request.spec, version=version, say=say, report_nodes=leases.report_nodes)
+            opened = _open_crew(places, request, version=version, say=say, leases=leases, paid=paid, starter=starter)
             return stack.enter_context(opened)
 
         def join(params: Mapping[str, Value]) -> Ensemble | Refusal:
@@ -159,6 +165,37 @@ def launch_sweep(
         return ensemble if isinstance(ensemble, Refusal) else replace(outcome, ensemble=ensemble)
 
 
+@contextmanager
+def _open_crew(
+    places: Places,
+    request: SweepRequest,
+    *,
+    version: DatasetVersion,
+    say: Callable[[str], None],
+    leases: GroupLeases,
+    paid: ClusterLeases | None,
+    starter: ClusterStarter,
+) -> Iterator[Crew]:
+    """The crew on the sweep's cluster; with `paid` on one of its own, which ends with the block."""
+    with ExitStack() as stack:
+        address, spec = "", request.spec
+        if paid is not None:
+            own = started_cluster(
+                places,
+                spec,
+                sweep_id=request.sweep_id,
+                spender=request.spender,
+                lock=request.inputs["lock"],
+                leases=paid,
+                starter=starter,
+                say=say,
+            )
+            address = stack.enter_context(own)
+        report = leases.report_nodes
+        opened = open_ray_crew(places, spec, version=version, say=say, report_nodes=report, address=address)
+        yield stack.enter_context(opened)
+
+
 def _outcome_of(ensemble: Ensemble, params: Mapping[str, Value]) -> SweepOutcome:
     """An ensemble that was trained without a search, shown by its first trained member."""
     shown = replace(ensemble.trained[0], params=dict(params))
@@ -178,6 +215,7 @@ def open_ray_crew(
     version: DatasetVersion,
     say: Callable[[str], None],
     report_nodes: Callable[..., None] = lambda found, *, kind: None,
+    address: str = "",
 ) -> Iterator[Crew]:
     """Connected to Ray, with a crew whose workers read this dataset version.
 
@@ -187,6 +225,7 @@ def open_ray_crew(
         version: The data.
         say: Prints one line.
         report_nodes: Told which machines have accelerators of the sweep's kind.
+        address: Of a cluster that was started for the sweep; its groups are not kept for others.
 
     Raises:
         EnvironmentFault: The cluster can never hold one worker group.
@@ -196,11 +235,11 @@ def open_ray_crew(
     )
     from mlops.training.ray_worker import SourceRecipe, WorkerSetup
 
-    with connected(places) as cpus:
+    with connected(places, cluster=spec.cluster, address=address, runtime_env=spec.runtime_env) as cpus:
         from mlops.training.ray_group import RayCrew
 
         needed = spec.accelerators.count * spec.workers
-        if spec.accelerators.kind == "cpu" and needed > cpus:
+        if spec.accelerators.kind == "cpu" and needed > cpus and not address:
             raise EnvironmentFault(
                 f"a worker group needs {needed:g} CPUs, the Ray cluster has {cpus:g}",
                 hint=f"lower `workers` or `accelerators` in training/{spec.product}.yaml, or use a larger cluster",
@@ -220,7 +259,7 @@ def open_ray_crew(
         )
         lock = places.lock_file.read_text(encoding="utf-8") if places.lock_file.is_file() else ""
         setup = WorkerSetup(source=recipe, keys_folder=str(places.keys_folder), pins=read_pins(lock))
-        crew = RayCrew(setup, likeness=likeness)
+        crew = RayCrew(setup, likeness="" if address else likeness)
         try:
             yield crew
         finally:

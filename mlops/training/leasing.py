@@ -36,6 +36,10 @@ class Leases(Protocol):
 class GroupLeases(Leases, Protocol):
     """Leases by turn (`mlops.budgets.lease_queue.LeaseQueue` has it)."""
 
+    def reserve_own(self, request: LeaseRequest) -> Lease | Refusal:
+        """Pay ahead for machines that only the holder can use: they do not wait for a turn."""
+        ...
+
     def report_nodes(self, found: Iterable[Node], *, kind: str) -> None:
         """The machines with accelerators of a kind, as they are now."""
         ...
@@ -68,6 +72,12 @@ class GroupLease:
         return self.lease.accelerators
 
 
+def own_limits(spec: SweepSpec, *, sweep_id: str) -> tuple[SpendLimit, ...]:
+    """The limit that the sweep sets itself below its budget, if any."""
+    spend = spec.stop.spend
+    return () if spend is None else (SpendLimit(scope=f"sweep:{sweep_id}", cap_micro_usd=spend),)
+
+
 def reserve_group(
     leases: Leases,
     *,
@@ -82,7 +92,7 @@ def reserve_group(
 ) -> GroupLease | Refusal:
     """A lease for one more group of the sweep, which is expected to run for so long."""
     asked_us = clock.monotonic_us()
-    limits = () if spec.stop.spend is None else (SpendLimit(scope=f"sweep:{sweep_id}", cap_micro_usd=spec.stop.spend),)
+    limits = own_limits(spec, sweep_id=sweep_id)
     answer = leases.reserve(
         LeaseRequest(
             key=key,

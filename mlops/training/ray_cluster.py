@@ -19,10 +19,11 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import filelock
 import psutil
@@ -49,19 +50,29 @@ class LocalRay:
 
 
 @contextmanager
-def connected(places: Places, *, cpus: int | None = None) -> Iterator[float]:
+def connected(
+    places: Places,
+    *,
+    cpus: int | None = None,
+    cluster: str | None = None,
+    address: str = "",
+    runtime_env: Mapping[str, Any] | None = None,
+) -> Iterator[float]:
     """Ray is initialised inside the block; gives the CPUs of the cluster.
 
     Args:
         places: The project, for the local cluster's record.
         cpus: Logical CPUs of a local cluster that has to be started; default is what this process may use.
+        cluster: `local`, `existing`, or None for what `RAY_ADDRESS` says.
+        address: Of a cluster that was started for the caller.
+        runtime_env: What workers of an existing cluster run in.
 
     Raises:
         EnvironmentFault: No cluster can be reached or started.
     """
     for folder in (places.keys_folder, places.cache, places.checkpoints):
         folder.mkdir(parents=True, exist_ok=True)  # confined workers cannot make folders beside the keys
-    address = os.environ.get("RAY_ADDRESS", "")
+    address = address or find_address(cluster)
     with contextlib.ExitStack() as stack:
         if not address:
             _set_environment(places)
@@ -72,7 +83,8 @@ def connected(places: Places, *, cpus: int | None = None) -> Iterator[float]:
         import ray  # heavy, and must see the environment set above
 
         try:
-            ray.init(address=address, namespace="mlops", log_to_driver=False, configure_logging=False)
+            options = {"runtime_env": dict(runtime_env)} if runtime_env else {}
+            ray.init(address=address, namespace="mlops", log_to_driver=False, configure_logging=False, **options)
         except Exception as error:  # ray raises many types here
             raise EnvironmentFault(
                 f"Ray at {address} cannot be reached: {error}",
@@ -80,6 +92,20 @@ def connected(places: Places, *, cpus: int | None = None) -> Iterator[float]:
             ) from error
         stack.callback(ray.shutdown)
         yield float(ray.cluster_resources().get("CPU", 0.0))
+
+
+def find_address(cluster: str | None) -> str:
+    """The address of an existing cluster, or "" for the local one.
+
+    Raises:
+        EnvironmentFault: An existing one is wanted and none is named.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if cluster == "existing" and not named:
+        raise EnvironmentFault(
+            "`cluster: existing` needs the address of a cluster", hint="set RAY_ADDRESS=HOST:6379 or ray://HOST:10001"
+        )
+    return "" if cluster == "local" else named
 
 
 def _require_listener(address: str) -> None:

@@ -149,6 +149,30 @@ class Isolation(Spec):
         return max(1, round(2 * epochs / (self.slices + 1)))
 
 
+class EphemeralCluster(Spec):
+    """A Ray cluster that is started for one sweep and ended with it."""
+
+    image: str = Field(pattern=r"^[^@\s]+@sha256:[0-9a-f]{64}$")
+    """Training image, by digest; what is installed there must be what `requirements.lock` names."""
+    namespace: str = "default"
+    """On Kubernetes."""
+    node_accelerators: int = Field(default=8, ge=1)
+    """The most that one machine has."""
+    head_cpus: int = Field(default=2, ge=1)
+    idle: Duration = 300.0
+    """A machine without work is given back after this."""
+    start_deadline: Duration = 900.0
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    """Of worker pods on Kubernetes, for instance the kind of a TPU slice."""
+    provider: dict[str, Any] = Field(default_factory=dict)
+    """Section of that name for `ray up`."""
+    ssh_user: str = "ubuntu"
+    head_config: dict[str, Any] = Field(default_factory=dict)
+    """`node_config` of the head for `ray up`."""
+    node_config: dict[str, Any] = Field(default_factory=dict)
+    """`node_config` of the workers for `ray up`."""
+
+
 class SweepSpec(Spec):
     """Everything a sweep needs to know; see docs/sweeps.md."""
 
@@ -210,6 +234,11 @@ class SweepSpec(Spec):
     weights: Literal["float32", "int8"] = "float32"
     """How the exported model keeps its matrices; `int8` rounds the winner's before the gate judges it."""
     stop: StopEarly = StopEarly()
+    cluster: Literal["local", "existing", "ephemeral"] | None = None
+    """Where Ray runs; left out: `existing` when RAY_ADDRESS is set, else `local`."""
+    ephemeral: EphemeralCluster | None = None
+    runtime_env: dict[str, Any] = Field(default_factory=dict)
+    """For Ray, on an existing cluster: what its workers run in."""
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
@@ -246,6 +275,10 @@ class SweepSpec(Spec):
             )
         if self.min_workers is not None and self.min_workers > self.workers:
             problems.append(f"min_workers {self.min_workers} is above workers {self.workers}")
+        if self.cluster == "ephemeral" and self.ephemeral is None:
+            problems.append("cluster ephemeral needs `ephemeral: {image: NAME@sha256:…}`")
+        if self.runtime_env and self.cluster != "existing":
+            problems.append("runtime_env needs `cluster: existing`; elsewhere the environment is given")
         if self.lag is not None and self.lag < self.groups:
             problems.append(f"lag {self.lag} is below groups {self.groups}: a group would always wait")
         if problems:

@@ -191,6 +191,9 @@ class FakeLeases:
         )
         return lease
 
+    def reserve_own(self, request: LeaseRequest) -> Lease | Refusal:
+        return self.reserve(request)
+
     def report_nodes(self, found, *, kind: str) -> None:
         pass
 
