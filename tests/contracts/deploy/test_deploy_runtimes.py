@@ -86,6 +86,10 @@ def layout(tmp_path_factory):
     return folder, digests
 
 
+confining = pytest.mark.parametrize("runtime", ["podman", "bubblewrap"], indirect=True)
+"""The fake trusts its layout, and a plain process is not confined."""
+
+
 @pytest.fixture(
     params=[pytest.param(name, marks=[pytest.mark.system] if name != "process" else []) for name in RUNTIMES]
 )
@@ -153,9 +157,9 @@ def test_what_dies_is_not_running_and_its_words_are_kept(runtime, request_of):
     assert wait(second, runtime) is None
 
 
+@pytest.mark.system
+@confining
 def test_one_changed_byte_of_an_image_does_not_start(runtime, request_of, layout, tmp_path):
-    if runtime.name == "process":
-        pytest.skip("the fake trusts its layout")
     copy = tmp_path / "copy"
     shutil.copytree(layout[0], copy)
     digest = request_of().digest
@@ -167,9 +171,9 @@ def test_one_changed_byte_of_an_image_does_not_start(runtime, request_of, layout
             runtime.start(request_of(layout=copy))
 
 
+@pytest.mark.system
+@confining
 def test_an_instance_has_neither_network_nor_rights(runtime, request_of):
-    if runtime.name == "process":
-        pytest.skip("a plain process is not confined")
     instance = runtime.start(request_of())
     assert wait(instance, runtime) is None
     pid = next(
