@@ -1,0 +1,82 @@
+"""Several raylets on one machine: a node is lost, or drained, in the middle of a group."""
+
+import os
+import time
+
+import pytest
+
+from mlops.training.attempt import GroupShape
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def cluster(ray_project, monkeypatch):
+    """A head without room for workers, and two nodes with two CPUs and one logical GPU each."""
+    from ray.cluster_utils import Cluster
+
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [made.add_node(num_cpus=2, num_gpus=1) for _ in range(2)]
+    made.wait_for_nodes()
+    monkeypatch.setenv("RAY_ADDRESS", made.address)
+    yield made, nodes
+    made.shutdown()
+
+
+def test_a_node_lost_in_the_middle_of_a_group_costs_a_preemption_and_no_result(ray_project, cluster, tmp_path):
+    made, nodes = cluster
+    spec = ray_project.spec(trials=3, epochs=6, groups=1, workers=2, accelerators="2xcpu", seed=8, max_failures=1)
+    lost = []
+
+    def say(line):
+        if "trial 1 epoch 3/6" in line and not lost:
+            lost.append(nodes[1])
+            made.remove_node(nodes[1], allow_graceful=False)
+            made.add_node(num_cpus=2, num_gpus=1)
+
+    project = type(ray_project)(tmp_path / "lossy")
+    outcome = project.launch(spec, say=say)
+    assert lost
+    assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 3
+    assert not project.leases.live
+
+    calm = type(ray_project)(tmp_path / "calm")
+    calm.places = project.places
+    expected = calm.launch(spec)
+    found, wanted = ([(t.params, t.metrics, t.weights_sha256) for t in o.trials] for o in (outcome, expected))
+    assert found == wanted
+    for each in (project, calm):
+        each.ledger.close()
+    assert leaked_groups() == []
+
+
+def leaked_groups():
+    import ray
+
+    ray.init(address=os.environ["RAY_ADDRESS"], namespace="mlops", log_to_driver=False, configure_logging=False)
+    try:
+        limit = time.monotonic() + 30
+        while time.monotonic() < limit:
+            left = [g["name"] for g in ray.util.placement_group_table().values() if g["state"] != "REMOVED"]
+            if not left:
+                return []
+            time.sleep(0.5)
+        return left
+    finally:
+        ray.shutdown()
+
+
+def test_a_group_takes_whole_nodes_or_nothing(ray_project, cluster):
+    """Three logical GPUs are asked for where there are two: nothing is held after the deadline."""
+    with ray_project.crew(ray_project.spec()) as crew:
+        until_us = time.monotonic_ns() // 1_000 + 60_000_000
+        crew.start_group("g", shape=GroupShape(3, "h100", 1.0), until_us=until_us, start_deadline_seconds=2.0)
+        heard = []
+        while not heard:
+            heard = crew.next_events(timeout_seconds=1.0)
+        (gone,) = heard
+        assert "no place" in gone.reason
+        crew.stop_group("g")
+    assert leaked_groups() == []
