@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from mlops.budgets.leases import LeaseBook
-from mlops.budgets.opening import open_lease_book
+from mlops.budgets.opening import open_lease_queue
 from mlops.budgets.replay import find_differences
 from mlops.ledger.sql_events import load_events
 from mlops.registry.mlflow_door import open_client
@@ -34,11 +34,11 @@ DRIVER = """
 import runpy, sys
 made = runpy.run_path(sys.argv[1], run_name="integration_conftest")
 from pathlib import Path
-from mlops.budgets.opening import open_lease_book
+from mlops.budgets.opening import open_lease_queue
 from mlops.registry.mlflow_runs import RunMirror
 folder = Path(sys.argv[2])
 project = made["RayProject"](folder)
-project.leases = open_lease_book(project.places, project.ledger, project.clock, project.ids)
+project.leases = open_lease_queue(project.places, project.ledger, project.clock, project.ids)
 project.mirror = RunMirror(sys.argv[3], None, spool_folder=folder / "spool")
 outcome = project.launch(project.spec(**{SPEC}), say=lambda line: print(line, flush=True))
 print(outcome.sweep_id, flush=True)
@@ -153,14 +153,14 @@ def test_chaos_changes_nothing_but_the_time_it_takes(make_project, tmp_path):
     folder = tmp_path / "chaos"
     project = make_project(folder)
     shutil.copytree(ROOT / "budgets", project.places.budgets_folder)
-    open_lease_book(project.places, project.ledger, project.clock, project.ids)
+    open_lease_queue(project.places, project.ledger, project.clock, project.ids)
     chaos = Chaos(project, folder)
     try:
         sweep_id = chaos.run()
         assert Counter(chaos.killed) == Counter(KILLS)
 
         with project.ledger.read() as connection:
-            events = load_events(connection)
+            events = list(load_events(connection))
             differences = find_differences(connection)
         told = Counter(event.subject for event in events if event.kind == "trial.finished")
         assert told == {f"{sweep_id}/{number}": 1 for number in range(TRIALS)}  # every trial told once
