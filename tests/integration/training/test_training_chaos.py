@@ -24,7 +24,7 @@ from mlops.registry.mlflow_door import open_client
 from mlops.training import sql_trials
 from mlops.training.ray_cluster import connected, find_local, stop_local
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = [pytest.mark.timeout(1800), pytest.mark.slow]  # minutes, on a quiet machine too
 ROOT = Path(__file__).parents[3]
 SCALE = int(os.environ.get("MLOPS_TEST_SCALE", "1"))
 TRIALS = 20 * min(SCALE, 5)
