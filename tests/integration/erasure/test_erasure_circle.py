@@ -24,7 +24,6 @@ ROOT = Path(__file__).parents[3]
 PERSON, SPEND = "c-unique-person", "481.62"
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.slow,  # minutes on a busy machine: it bakes twice
     pytest.mark.timeout(1_500),
     pytest.mark.skipif(shutil.which("haproxy") is None, reason="haproxy is not installed"),
 ]
@@ -117,7 +116,7 @@ def test_a_person_is_forgotten_from_data_to_serving_and_nothing_is_left(circle, 
 def check_certificate(circle, elsewhere):
     """With the file and the key alone, where there is no project."""
     key = load_key(circle.root / ".mlops" / "keys", MACHINE).public
-    certificate = shutil.copy(circle.root / ".mlops" / "certificates" / "000001.json", elsewhere)
+    certificate = Path(shutil.copy(circle.root / ".mlops" / "certificates" / "000001.json", elsewhere))
     verify = ("erasure", "certificate", "verify", str(certificate), "--key", key)
     said = circle.check(*verify, folder=elsewhere)
     assert "churn@1 -> 2" in said
