@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from mlops.errors import Refusal
 from mlops.training import sql_trials
@@ -222,46 +221,3 @@ def test_the_local_ray_is_reused_and_listens_on_loopback_only(ray_project):
                 if connection.status == psutil.CONN_LISTEN:
                     assert connection.laddr.ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1"), process.name()
     assert socket.gethostname()
-
-
-class RayletStarter:
-    """A cluster of raylets on this machine; implements `ClusterStarter`."""
-
-    def __init__(self):
-        self.cluster, self.log = None, []
-
-    def find_kind(self):
-        return "ray-up"
-
-    def start(self, record, *, deadline_seconds):
-        from ray.cluster_utils import Cluster
-
-        self.log.append("start")
-        content = yaml.safe_load(Path(record.file).read_text())
-        offered = content["available_node_types"]["workers"]["resources"]
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-        for _ in range(content["max_workers"]):
-            self.cluster.add_node(num_cpus=offered["CPU"])
-        self.cluster.wait_for_nodes(timeout=deadline_seconds)
-        return self.cluster.address
-
-    def stop(self, record):
-        self.log.append("stop")
-        if self.cluster is not None:
-            self.cluster.shutdown()
-            self.cluster = None
-
-
-def test_a_sweep_on_a_cluster_of_its_own_gives_the_weights_of_a_local_one_and_leaves_no_machine(ray_project, tmp_path):
-    spec = ray_project.spec(trials=2, seed=31)
-    expected = ray_project.launch(spec)
-    other, starter = type(ray_project)(tmp_path), RayletStarter()
-    other.places = ray_project.places
-    own = {"image": "train@sha256:" + "a" * 64, "node_accelerators": 1}
-    outcome = other.launch(ray_project.spec(trials=2, seed=31, cluster="ephemeral", ephemeral=own), starter=starter)
-    assert results_of(outcome) == results_of(expected)
-    assert starter.log == ["start", "stop"]
-    assert not other.leases.live
-    assert [str(request.accelerators) for request in other.leases.requests] == ["2xcpu"], "one lease for all machines"
-    assert not list((ray_project.places.state / "clusters").glob("*.json"))
-    other.ledger.close()

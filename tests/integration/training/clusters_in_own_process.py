@@ -1,9 +1,14 @@
-"""Several raylets on one machine: a node is lost, or drained, in the middle of a group."""
+"""Several raylets on one machine: a node is lost in the middle of a group; a sweep has a cluster of its own.
+
+Run by test_training_ray_clusters.py in a process of its own: Ray keeps the first token of a process for good.
+"""
 
 import os
 import time
+from pathlib import Path
 
 import pytest
+import yaml
 
 from mlops.training.attempt import GroupShape
 
@@ -80,3 +85,46 @@ def test_a_group_takes_whole_nodes_or_nothing(ray_project, cluster):
         assert "no place" in gone.reason
         crew.stop_group("g")
     assert leaked_groups() == []
+
+
+class RayletStarter:
+    """A cluster of raylets on this machine; implements `ClusterStarter`."""
+
+    def __init__(self):
+        self.cluster, self.log = None, []
+
+    def find_kind(self):
+        return "ray-up"
+
+    def start(self, record, *, deadline_seconds):
+        from ray.cluster_utils import Cluster
+
+        self.log.append("start")
+        content = yaml.safe_load(Path(record.file).read_text())
+        offered = content["available_node_types"]["workers"]["resources"]
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        for _ in range(content["max_workers"]):
+            self.cluster.add_node(num_cpus=offered["CPU"])
+        self.cluster.wait_for_nodes(timeout=deadline_seconds)
+        return self.cluster.address
+
+    def stop(self, record):
+        self.log.append("stop")
+        if self.cluster is not None:
+            self.cluster.shutdown()
+            self.cluster = None
+
+
+def test_a_sweep_on_a_cluster_of_its_own_ends_and_leaves_no_machine(ray_project, tmp_path, monkeypatch):
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    other, starter = type(ray_project)(tmp_path), RayletStarter()
+    other.places = ray_project.places
+    own = {"image": "train@sha256:" + "a" * 64, "node_accelerators": 1}
+    outcome = other.launch(ray_project.spec(trials=2, seed=31, cluster="ephemeral", ephemeral=own), starter=starter)
+    assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 2
+    assert starter.log == ["start", "stop"]
+    assert not other.leases.live
+    assert [str(request.accelerators) for request in other.leases.requests] == ["2xcpu"], "one lease for all machines"
+    assert not list((ray_project.places.state / "clusters").glob("*.json"))
+    other.ledger.close()
