@@ -122,6 +122,7 @@ def income_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     clone = make_clone(tmp_path_factory.mktemp("income") / "project")
     clone.ended_before_kill.extend(kill_in_the_middle(clone, finished_trials=2))
     clone.said.append(clone.check("release", "income", timeout=1200))
+    clone.said.append(clone.check("gate", "show", "income", "--json"))  # before any test judges anything else
     yield clone
     clone.run("stop")
 
