@@ -25,6 +25,15 @@ if command -v flock > /dev/null; then # two `make` at once: the second waits and
     [ ! -f "$stamp" ] || [ "$(inputs)" != "$(cat "$stamp")" ] || exit 0
 fi
 
+fetch_pip() { # Debian's own pip wheel, signed by its archive and unpacked into folder $1: needs no root
+    mkdir -p "$1/lists/partial" "$1/archives/partial"
+    folder="$(realpath "$1")"
+    apt=(apt-get -qq -o "Dir::State::lists=$folder/lists" -o "Dir::Cache=$folder" -o Debug::NoLocking=1)
+    "${apt[@]}" update
+    (cd "$1" && "${apt[@]}" download python3-pip-whl)
+    dpkg-deb -x "$1"/python3-pip-whl_*.deb "$1"
+}
+
 make_environment() {
     # Debian splits ensurepip off into python3-venv; a plain venv needs nothing, and any pip can install into it.
     mkdir -p .venv
@@ -38,9 +47,11 @@ make_environment() {
         "$python" -m pip --python .venv/bin/python install --quiet pip
         pip=(.venv/bin/python -m pip)
     else
-        wheel="$("$python" scripts/fetch_pip.py .venv)" ||
+        fetch_pip .venv/apt > /dev/null 2>&1 ||
             fail "no pip here and none to be had; install it with: sudo apt-get install python3-venv"
+        wheel="$(echo .venv/apt/usr/share/python-wheels/pip-*.whl)"
         .venv/bin/python "$wheel/pip" install --quiet --no-index "$wheel"
+        rm -rf .venv/apt
         pip=(.venv/bin/python -m pip)
     fi
 }

@@ -22,8 +22,6 @@ def stop(*, dry_run: bool) -> None:
 
     project = open_project()
     places = project.places
-    if not dry_run:
-        _stop_orphans(project)
     found = find_local(places)
     if found is None:
         click.echo("no local Ray is running")
@@ -32,11 +30,18 @@ def stop(*, dry_run: bool) -> None:
     else:
         stop_local(places)
         click.echo(f"stopped Ray at {found.address}")
+    _stop_orphans(project, dry_run=dry_run)
 
 
-def _stop_orphans(project: Project) -> None:
+def _stop_orphans(project: Project, *, dry_run: bool) -> None:
     from mlops.budgets.opening import open_lease_queue
-    from mlops.training.ray_ephemeral import CommandStarter, stop_orphans
+    from mlops.training.ray_ephemeral import CommandStarter, find_orphans, stop_orphans
 
-    leases = open_lease_queue(project.places, project.ledger, project.clock, project.ids)
-    stop_orphans(project.places, leases=leases, starter=CommandStarter(), clock=project.clock, say=click.echo)
+    places, clock = project.places, project.clock
+    orphans = find_orphans(places, clock=clock)
+    if dry_run:
+        for record in orphans:
+            click.echo(f"would end the cluster {record.name}, whose driver is dead")
+    elif orphans:  # only then are the budgets needed
+        leases = open_lease_queue(places, project.ledger, clock, project.ids)
+        stop_orphans(places, leases=leases, starter=CommandStarter(), clock=clock, say=click.echo)

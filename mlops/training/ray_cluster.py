@@ -81,7 +81,9 @@ def connected(
         else:
             _require_listener(address)
         import ray  # heavy, and must see the environment set above
+        from ray._raylet import AuthenticationTokenLoader
 
+        AuthenticationTokenLoader.instance().reset_cache()  # this process may have used another project's token
         try:
             options = {"runtime_env": dict(runtime_env)} if runtime_env else {}
             ray.init(address=address, namespace="mlops", log_to_driver=False, configure_logging=False, **options)

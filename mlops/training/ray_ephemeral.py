@@ -247,21 +247,28 @@ def started_cluster(
         leases.end()
 
 
+def find_orphans(places: Places, *, clock: Clock) -> tuple[ClusterRecord, ...]:
+    """The clusters on record whose driver is dead."""
+    records = (_read_record(path) for path in sorted((places.state / "clusters").glob("*.json")))
+    now_us = clock.now_us()
+    return tuple(
+        record
+        for record in records
+        if record is not None and not is_driver_alive(record.driver, seen_us=now_us, now_us=now_us)
+    )
+
+
 def stop_orphans(
     places: Places, *, leases: GroupLeases, starter: ClusterStarter, clock: Clock, say: Callable[[str], None]
 ) -> tuple[str, ...]:
     """End the clusters whose driver is dead, and their leases; gives their names."""
-    ended = []
-    for path in sorted((places.state / "clusters").glob("*.json")):
-        record = _read_record(path)
-        if record is None or is_driver_alive(record.driver, seen_us=clock.now_us(), now_us=clock.now_us()):
-            continue
+    orphans = find_orphans(places, clock=clock)
+    for record in orphans:
         starter.stop(record)
         settle_group(leases, record.lease_id, fencing_token=record.fencing_token, ended_us=clock.now_us())
-        path.unlink(missing_ok=True)
+        (places.state / "clusters" / f"{record.name}.json").unlink(missing_ok=True)
         say(f"ended the cluster {record.name}, whose driver is dead")
-        ended.append(record.name)
-    return tuple(ended)
+    return tuple(record.name for record in orphans)
 
 
 def _read_record(path: Path) -> ClusterRecord | None:
