@@ -81,7 +81,7 @@ def connected(
         else:
             _require_listener(address)
         import ray  # heavy, and must see the environment set above
-        from ray._raylet import AuthenticationTokenLoader
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # Cython
 
         AuthenticationTokenLoader.instance().reset_cache()  # this process may have used another project's token
         try:
