@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mlops.specs import Spec
 
@@ -26,8 +26,17 @@ class ImageSpec(Spec):
     """`gzip` for registries that know no zstd; the model layer is then stored without compression."""
     accelerator: Literal["none", "cuda"] = "none"
     """`cuda` adds a layer with onnxruntime for GPUs and NVIDIA's libraries, the same one for all such images."""
+    builder: Literal["mlops", "buildah"] = "mlops"
+    """`buildah` has Debian's buildah assemble the same layers, for platforms that ask for it; another digest."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Added to the image's environment, such as `MAX_BATCH_ROWS`; names, never secrets."""
+
+    @model_validator(mode="after")
+    def _buildah_needs_our_base(self) -> ImageSpec:
+        """buildah would have to unpack foreign layers, whose owners and deletions it reads by other rules than ours."""
+        if self.builder == "buildah" and self.base != "debian":
+            raise ValueError("`builder: buildah` works with `base: debian` only; leave one of them out")
+        return self
 
 
 @dataclass(frozen=True)

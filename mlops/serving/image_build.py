@@ -24,6 +24,7 @@ from mlops.serving.content_store import ContentStore
 from mlops.serving.debian_packages import fetch_debian_packages, load_debian_lock
 from mlops.serving.golden import answer_golden, make_golden_requests, render_golden
 from mlops.serving.image import BuiltImage, BuiltLayer, ImageRequest
+from mlops.serving.oci_buildah import assemble
 from mlops.serving.oci_layout import CONFIG_TYPE, MANIFEST_TYPE, ImageLayout, verify_blob
 from mlops.serving.oci_tar import LAYER_TIME, ZSTD_LEVEL, Compression, Entry, LayerBlob, write_layer
 from mlops.serving.python_wheels import LockedWheel, fetch_wheels, load_wheel_lock, parse_wheel_lock
@@ -222,6 +223,16 @@ def _write_image(
     request: ImageRequest, *, layout: ImageLayout, built: tuple[BuiltLayer, ...], notes: tuple[str, ...]
 ) -> BuiltImage:
     reference = f"{request.product}:{request.version}"
+    digest, layers = _ASSEMBLERS[request.spec.builder](request, layout, built, reference)
+    return BuiltImage(
+        digest=digest, reference=reference, layers=layers, compressed_bytes=layout.size_of(digest), notes=notes
+    )
+
+
+def _assemble(
+    request: ImageRequest, layout: ImageLayout, built: tuple[BuiltLayer, ...], reference: str
+) -> tuple[str, tuple[BuiltLayer, ...]]:
+    """Our own manifest over our own layers, named in the index."""
     labels = _labels(request)
     config = canonical_json(_config(request, built=built, labels=labels))
     manifest = {
@@ -239,9 +250,22 @@ def _write_image(
         ],
         "annotations": labels,
     }
-    digest = layout.put_image(manifest, reference=reference, annotations={})
-    sizes = [len(canonical_json(manifest)), len(config), *(layer.compressed_bytes for layer in built)]
-    return BuiltImage(digest=digest, reference=reference, layers=built, compressed_bytes=sum(sizes), notes=notes)
+    return layout.put_image(manifest, reference=reference, annotations={}), built
+
+
+def _assemble_with_buildah(
+    request: ImageRequest, layout: ImageLayout, built: tuple[BuiltLayer, ...], reference: str
+) -> tuple[str, tuple[BuiltLayer, ...]]:
+    request.say("assembling with buildah")
+    labels = _labels(request)
+    config = _config(request, built=built, labels=labels)["config"]
+    cache = request.cache / "serving"
+    digest, layers = assemble(built, layout=layout, config=config, annotations=labels, cache=cache)
+    layout.name_image(digest, reference=reference, size=len(layout.read_blob(digest)))
+    return digest, layers
+
+
+_ASSEMBLERS = {"mlops": _assemble, "buildah": _assemble_with_buildah}
 
 
 def _labels(request: ImageRequest) -> dict[str, str]:
