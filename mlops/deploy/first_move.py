@@ -98,9 +98,11 @@ def _switch(folder: str) -> str | None:
         os.rename(aside, f"{folder}/{HOLD}")  # noqa: PTH104
         control = _connect(folder, CONTROL_SOCKET)
         control.sendall((commands + "\n").encode())
-        answer = control.recv(4_096).strip()
+        answer = b""
+        while piece := control.recv(4_096):  # to the end: the proxy drops the commands left when its reader goes
+            answer += piece
         control.close()
-        return None if answer else leaving
+        return None if answer.strip() else leaving
     finally:
         os.close(lock)
 
