@@ -26,7 +26,7 @@ import yaml
 from reporting import RESULTS, Row, report
 from sweep_trainers import DIGITS, DIGITS_SPEC, IDLE, IDLE_SPEC
 
-from mlops.budgets.opening import open_lease_book
+from mlops.budgets.opening import open_lease_queue
 from mlops.clock import SystemClock
 from mlops.datasets.reader import ShardReader
 from mlops.datasets.version import load_dataset_version
@@ -44,6 +44,7 @@ from mlops.training.spec import SweepSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 SLEEP = 0.05
+PEER_SECONDS = 900.0
 
 
 class Bench:
@@ -88,7 +89,7 @@ class Bench:
         with open_mirror(self.places, clock=self.clock) as mirror:
             outcome = launch_sweep(
                 self.places, request, version=self.version, ledger=self.ledger, clock=self.clock, ids=self.ids,
-                leases=open_lease_book(self.places, self.ledger, self.clock, self.ids), mirror=mirror, say=say,
+                leases=open_lease_queue(self.places, self.ledger, self.clock, self.ids), mirror=mirror, say=say,
             )  # fmt: skip
             swept = time.perf_counter() - began
             assert mirror.flush(timeout_seconds=300)
@@ -118,9 +119,11 @@ class Bench:
 
     def peer(self, what: str, *, trials: int, cpus: int, seconds: float = 0.0) -> dict[str, float]:
         command = [sys.executable, str(ROOT / "benchmarks/sweep_peers.py"), what, str(self.folder)]
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # none of our Ray's
         done = subprocess.run(
-            [*command, str(trials), str(cpus), str(seconds)], capture_output=True, text=True, check=False
-        )
+            [*command, str(trials), str(cpus), str(seconds)],
+            capture_output=True, text=True, check=False, env=plain, timeout=PEER_SECONDS,
+        )  # fmt: skip
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
         return json.loads(done.stdout.strip().splitlines()[-1])

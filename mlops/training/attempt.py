@@ -70,7 +70,7 @@ def split_system(numbers: Mapping[str, float]) -> tuple[dict[str, float], dict[s
 
 @dataclass(frozen=True)
 class Reported:
-    """A trial finished an epoch and waits for the answer."""
+    """A trial finished an epoch and waits for the answer; after its last epoch none is given."""
 
     group: str
     trial: int

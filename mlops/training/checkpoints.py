@@ -44,7 +44,8 @@ class Checkpoint:
 
 def fence_folder(trial_folder: Path, *, attempt: int) -> None:
     """From now on an earlier attempt of the trial, wherever it still runs, commits nothing here."""
-    write_atomically(trial_folder / _FENCE, str(attempt))
+    if attempt or (trial_folder / _FENCE).exists():  # before the first there is none
+        write_atomically(trial_folder / _FENCE, str(attempt))
 
 
 def require_unfenced(trial_folder: Path, *, attempt: int) -> None:

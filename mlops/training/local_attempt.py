@@ -41,6 +41,10 @@ class LocalChannel:
         self.say(f"epoch {epoch + 1}: {shown}")
         return Answer.YIELD if self.yield_after == epoch + 1 else Answer.CONTINUE
 
+    def conclude(self, *, epoch: int, metrics: Mapping[str, float]) -> None:
+        """See `mlops.training.worker.Channel`."""
+        self.report(epoch=epoch, metrics=metrics)
+
 
 @dataclass(frozen=True)
 class LocalTrial:

@@ -123,7 +123,8 @@ def _take(
         crew.begin(name, request.to_task())
     elif isinstance(event, Reported):
         say(f"epoch {event.epoch + 1} of {request.spec.epochs}")
-        crew.answer(name, Answer.CONTINUE)
+        if event.epoch + 1 < request.spec.epochs:
+            crew.answer(name, Answer.CONTINUE)
     elif isinstance(event, Gone):
         raise TrainingError(f"the worker group of trial {request.number} was lost: {event.reason}")
     elif isinstance(event, Ended):

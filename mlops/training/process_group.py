@@ -177,13 +177,16 @@ class ProcessCrew:
             return [Reported.of(name, group.task, epoch=epoch, numbers=metrics)]
         if message.get("ended") and group.task is not None:
             group.ended[rank] = message["ended"]
-            return [_end(name, group, group.task)] if len(group.ended) == len(group.processes) else []
+            return _end(name, group, group.task) if len(group.ended) == len(group.processes) else []
         reason = message.get("reason") or f"exit code {message.get('exit')}"
         return [Gone(name, f"worker {rank} died: {reason}")]
 
 
-def _end(name: str, group: _Group, task: AttemptTask) -> Ended:
+def _end(name: str, group: _Group, task: AttemptTask) -> list[Event]:
+    """The report of the last epoch, if it came so far, and the end."""
     first = group.ended[0]
+    last = first["last_report"]
+    reports: list[Event] = [Reported.of(name, task, epoch=last[0], numbers=last[1])] if last else []
     worst = min(group.ended.values(), key=lambda result: (result["outcome"] != "failed", not result["reason"]))
     chosen = worst if worst["outcome"] == "failed" else first
     usage = Usage(
@@ -191,7 +194,7 @@ def _end(name: str, group: _Group, task: AttemptTask) -> Ended:
         data_wait_us=max(result["usage"]["data_wait_us"] for result in group.ended.values()),
         peak_memory_bytes=max(result["usage"]["peak_memory_bytes"] for result in group.ended.values()),
     )
-    return Ended(
+    ended = Ended(
         name,
         task.trial,
         task.attempt,
@@ -201,6 +204,7 @@ def _end(name: str, group: _Group, task: AttemptTask) -> Ended:
         weights_sha256=first["weights_sha256"],
         reason=chosen["reason"],
     )
+    return [*reports, ended]
 
 
 def find_free_port() -> int:

@@ -171,7 +171,8 @@ class RayCrew:
         group.task, group.results, group.first_end_us = task, {}, 0
         for rank, actor in enumerate(group.actors):
             self._waiting[actor.run.remote(task)] = (name, "run", rank)
-        self._waiting[group.actors[0].next_report.remote(None)] = (name, "report", 0)
+        if task.epochs > 1:  # the last one's report comes with the end
+            self._waiting[group.actors[0].next_report.remote(None)] = (name, "report", 0)
 
     def answer(self, name: str, answer: Answer) -> None:
         """See `Crew`."""
@@ -298,6 +299,9 @@ class RayCrew:
             growth_bytes=max(result.usage.growth_bytes for result in results.values()),
         )
         chosen = worst if worst.outcome in _BAD else of_first
+        if of_first.last_report is not None:
+            epoch, numbers = of_first.last_report
+            self._queued.append(Reported.of(group.name, task, epoch=epoch, numbers=numbers))
         group.task, group.results, group.first_end_us = None, {}, 0
         self._waiting = {ref: what for ref, what in self._waiting.items() if what[:2] != (group.name, "report")}
         self._queued.append(

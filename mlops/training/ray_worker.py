@@ -97,6 +97,7 @@ class WorkerActor:
         self._source = setup.source.open()
         self._reports: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
         self._answers: queue.Queue[int] = queue.Queue()
+        self._last: tuple[int, dict[str, float]] | None = None
         self._steps, self._running, self._asked, self._baseline_bytes = 0, (-1, -1), (-2, -2), 0
 
     def describe(self) -> WorkerPlace:
@@ -154,7 +155,7 @@ class WorkerActor:
 
         self._confine_thread()
         self._drain()
-        self._running = (task.trial, task.attempt)
+        self._running, self._last = (task.trial, task.attempt), None
         try:
             result = run_attempt(
                 task,
@@ -170,7 +171,8 @@ class WorkerActor:
             gc.collect()
             self._empty_device_cache()
         growth = max(0, _own_memory_bytes() - self._baseline_bytes)
-        return replace(result, usage=replace(result.usage, growth_bytes=growth))
+        usage = replace(result.usage, growth_bytes=growth)
+        return replace(result, usage=usage, last_report=self._last)
 
     def next_report(self, answer: int | None) -> tuple[int, dict[str, float]] | None:
         """Give the answer to the last report; wait for the next one, or None at the attempt's end."""
@@ -197,6 +199,10 @@ class WorkerActor:
         """The channel of `run_attempt`."""
         self._reports.put((epoch, dict(metrics)))
         return Answer(self._answers.get())
+
+    def conclude(self, *, epoch: int, metrics: Mapping[str, float]) -> None:
+        """The channel of `run_attempt`; it travels with the result of `run`: one message and one record less."""
+        self._last = (epoch, dict(metrics))
 
     def _confine_thread(self) -> None:
         """Hide the keys from this thread, once, and from all that it starts."""

@@ -456,8 +456,10 @@ class SweepDriver:
 
     def _take_report(self, report: Reported, group: HeldGroup) -> None:
         trial = self._trials[report.trial]
+        is_last = report.epoch + 1 == self._spec.epochs
         if not self._book.add_report(report):
-            self._after.append(lambda: self._crew.answer(report.group, Answer.PRUNE))
+            if not is_last:
+                self._after.append(lambda: self._crew.answer(report.group, Answer.PRUNE))
             return
         trial.metrics = dict(report.metrics)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in report.metrics.items())
@@ -471,7 +473,8 @@ class SweepDriver:
         if answer is Answer.CONTINUE and group.yield_by_us is not None:
             answer = Answer.YIELD
         given = answer
-        self._after.append(lambda: self._crew.answer(report.group, given))
+        if not is_last:
+            self._after.append(lambda: self._crew.answer(report.group, given))
 
     def _take_end(self, ended: Ended, group: HeldGroup) -> None:
         trial = self._trials[ended.trial]

@@ -49,6 +49,10 @@ class Channel(Protocol):
         """Give the metrics of an epoch and wait for the answer."""
         ...
 
+    def conclude(self, *, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Give the metrics of the last epoch, which no answer follows: there is nothing left to save."""
+        ...
+
     def step(self) -> bool:
         """A step begins; whether the trial shall commit a checkpoint here and yield."""
         ...
@@ -72,6 +76,8 @@ class AttemptResult:
     weights_file: str = ""
     weights_sha256: str = ""
     reason: str = ""
+    last_report: tuple[int, Mapping[str, float]] | None = None
+    """Epoch and metrics of the last epoch, where they travel with the end."""
 
 
 class Worker:
@@ -241,17 +247,20 @@ class Worker:
         numbers = {name: float(value) for name, value in metrics.items()}
         self._require_sound(numbers)
         numbers |= self._measure_waiting()
-        answer = self._channel.report(epoch=self._epoch, metrics=numbers) if self.rank == 0 else Answer.CONTINUE
-        answer = self._agree(answer)
         self._reported = self._epoch
         done = self._epoch + 1
+        if done == self._task.epochs:  # the work is done: too late to prune, and better to finish than to yield
+            if self.rank == 0:
+                self._channel.conclude(epoch=self._epoch, metrics=numbers)
+            return
+        answer = self._channel.report(epoch=self._epoch, metrics=numbers) if self.rank == 0 else Answer.CONTINUE
+        answer = self._agree(answer)
         if answer is Answer.PRUNE:
             raise _Stopped("pruned")
-        is_due = done % self._task.checkpoint_epochs == 0 and done < self._task.epochs
-        is_yield = answer is Answer.YIELD and done < self._task.epochs  # the last epoch is done: better to finish
-        if is_yield or is_due:
+        is_yield = answer is Answer.YIELD
+        if is_yield or done % self._task.checkpoint_epochs == 0:
             self._checkpoint(done)
-        if self._task.slice_folders and done % self._task.stage_epochs == 0 and done < self._task.epochs:
+        if self._task.slice_folders and done % self._task.stage_epochs == 0:
             self._checkpoint(done, folder=self._task.slice_folders[done // self._task.stage_epochs - 1])
         if is_yield:
             self._writer.finish()  # a yield is acknowledged when its checkpoint is committed

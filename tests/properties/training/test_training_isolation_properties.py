@@ -83,6 +83,9 @@ class Told:
         self.reported.append((epoch, dict(metrics)))
         return Answer.CONTINUE
 
+    def conclude(self, *, epoch, metrics):
+        self.report(epoch=epoch, metrics=metrics)
+
 
 class Ground:
     """Versions of one dataset, and ensembles trained on them in folders of their own."""

@@ -154,6 +154,9 @@ class ListChannel:
         self.system.append(system)
         return self.answers.pop(0) if self.answers else Answer.CONTINUE
 
+    def conclude(self, *, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.report(epoch=epoch, metrics=metrics)
+
 
 class FakeLeases:
     """Grants, and remembers; `budget` is how many reservations and renewals it grants."""
@@ -284,8 +287,6 @@ class FakeCrew:
         self.log.append(("answer", (task.trial, epoch, answer)))
         if answer is Answer.PRUNE:
             self._end(name, "pruned")
-        elif epoch + 1 >= task.epochs:
-            self._end(name, "complete")
         else:
             self.checkpoints[task.trial] = epoch + 1
             if answer is Answer.YIELD:
@@ -343,6 +344,8 @@ class FakeCrew:
             metrics = self.score(task.params, epoch)
             waited = {"system/data_wait_ms_per_step": 2.5}
             self._later(seconds, Reported.of(name, task, epoch=epoch, numbers={**metrics, **waited}))
+            if epoch + 1 == task.epochs:
+                self._later(seconds, self._ended(name, "complete"))
 
     def _end(self, name: str, outcome: str) -> None:
         self._later(0.0, self._ended(name, outcome))
