@@ -225,6 +225,12 @@ def list_live(connection: sa.Connection, *, expired_at_us: int | None = None) ->
     return tuple(_from_row(row) for row in connection.execute(query))
 
 
+def list_of_sweep(connection: sa.Connection, sweep_id: str) -> tuple[LeaseRow, ...]:
+    """Rows of a sweep's leases, ended ones too, by start."""
+    query = sa.select(leases).where(leases.c.sweep_id == sweep_id).order_by(leases.c.fencing_token)
+    return tuple(_from_row(row) for row in connection.execute(query))
+
+
 def sum_live(connection: sa.Connection, kind: str) -> tuple[tuple[str, int], ...]:
     """Thousandths of a kind in live leases, per budget."""
     return tuple((budget, int(units)) for budget, units in connection.execute(_SUM_LIVE, {"p_kind": kind}))

@@ -13,6 +13,7 @@ import click
 import yaml
 
 from mlops.cli.rendering import emit_json, refuse, render_table
+from mlops.cli.sweep_table import FOLLOW_SECONDS, LiveTable, follow_sweep, render_sweep
 from mlops.errors import Reason, Refusal
 
 if TYPE_CHECKING:
@@ -80,8 +81,7 @@ def resume(sweep_id: str, *, as_json: bool, dry_run: bool, accept_changes: bool)
         refuse(Refusal((Reason("inputs-changed", text),)), what=f"{row.sweep_id} is not resumed")
     if dry_run:
         view = view_sweep(project.ledger, row.sweep_id, now_us=project.clock.now_us())
-        done = sum(trial.state not in ("RUNNING", "WAITING") for trial in view.trials)
-        click.echo(f"would go on with {row.sweep_id}: {done} of {view.total} trials are done")
+        click.echo(f"would go on with {row.sweep_id}: {view.done} of {view.total} trials are done")
         return
     if changed:
         sweep_view.accept_changes(project.ledger, row.sweep_id, inputs=request.inputs, changed=changed)
@@ -107,7 +107,7 @@ def list_(product: str | None, *, as_json: bool) -> None:
             view.sweep_id,
             view.product,
             view.state,
-            f"{_count_done(view)}/{view.total}",
+            f"{view.done}/{view.total}",
             _winner(view),
             f"{view.seconds:.0f} s",
         )
@@ -120,7 +120,7 @@ def list_(product: str | None, *, as_json: bool) -> None:
 
 @sweep.command()
 @click.argument("sweep_id")
-@click.option("--follow", is_flag=True, help="Show again every two seconds until it ends.")
+@click.option("--follow", is_flag=True, help="Show it live until it ends.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def show(sweep_id: str, *, follow: bool, as_json: bool) -> None:
     """One sweep: its trials, metrics, and how the paid time was used."""
@@ -128,15 +128,20 @@ def show(sweep_id: str, *, follow: bool, as_json: bool) -> None:
     from mlops.training.sweep_view import view_sweep
 
     project = open_project()
-    while True:
-        view = view_sweep(project.ledger, sweep_id, now_us=project.clock.now_us())
-        if as_json:
+
+    def look() -> SweepView:
+        return view_sweep(project.ledger, sweep_id, now_us=project.clock.now_us())
+
+    if as_json:
+        while True:
+            view = look()
             emit_json(view.to_json())
-        else:
-            click.echo(render_sweep(view))
-        if not follow or view.state != "running":
-            return
-        project.clock.sleep(2.0)
+            if not follow or view.state != "running":
+                return
+            project.clock.sleep(FOLLOW_SECONDS)
+    if follow:
+        follow_sweep(look, sleep=project.clock.sleep)
+    click.echo(render_sweep(look()))
 
 
 @sweep.command()
@@ -195,37 +200,6 @@ def compare(first: str, second: str, *, as_json: bool) -> None:
     click.echo(render_table(("", views[0].sweep_id, views[1].sweep_id, ""), shown))
 
 
-def render_sweep(view: SweepView) -> str:
-    """A sweep as plain text, sane in a log file."""
-    use = view.time_use
-    lines = [
-        f"{view.sweep_id}  {view.product}  {view.state}{': ' + view.reason if view.reason else ''}",
-        f"{_count_done(view)} of {view.total} trials, {view.seconds:.0f} s; accelerator-seconds: paid {use.paid:.1f}, "
-        f"busy {use.busy:.1f}, waiting for data {use.data_wait:.1f}",
-    ]
-    if view.winner is not None:
-        complete = sum(trial.state == "COMPLETE" for trial in view.trials)
-        among = f"{complete} complete of {len(view.trials)} trials"
-        lines.append(f"winner: trial {view.winner}, chosen on validation among {among}")
-    names = sorted({name for trial in view.trials for name in trial.metrics})
-    names.sort(key=lambda name: name != view.objective)
-    rows = [
-        (
-            f"{trial.number}{' *' if trial.is_winner else ''}",
-            trial.state,
-            f"{trial.epoch}/{view.epochs}",
-            f"{trial.seconds:.1f} s",
-            *(f"{trial.metrics[name]:.4f}" if name in trial.metrics else "" for name in names),
-            " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
-            if not trial.reason
-            else trial.reason,
-        )
-        for trial in view.trials
-    ]
-    table = render_table(("trial", "state", "epoch", "time", *names, "parameters"), rows)
-    return "\n".join([*lines, "", table]) if rows else "\n".join(lines)
-
-
 def _detach(project: Project, product: str, request: SweepRequest, *, trials: int | None, as_json: bool) -> None:
     from mlops.training.detached import ship_driver, spawn_driver
     from mlops.training.ray_jobs import RayJobs
@@ -251,6 +225,7 @@ def _run(project: Project, spec: SweepSpec, request: SweepRequest, *, as_json: b
     from mlops.training.detached import require_expected_lock
     from mlops.training.launch import launch_sweep, load_version
     from mlops.training.step_check import check_step
+    from mlops.training.sweep_view import view_sweep
 
     require_expected_lock(project.places)
     version = load_version(project.places, spec)
@@ -258,7 +233,14 @@ def _run(project: Project, spec: SweepSpec, request: SweepRequest, *, as_json: b
     checked = check_step(bench, spec, version=version)  # before the first lease
     if isinstance(checked, Refusal):
         refuse(checked, what=f"training/{spec.product}.py does not keep the trainer contract")
-    with open_mirror(project.places, clock=project.clock) as mirror, _quiet_interrupt(project, request.sweep_id):
+    table = LiveTable(
+        lambda: view_sweep(project.ledger, request.sweep_id, now_us=project.clock.now_us()), is_quiet=as_json
+    )
+    with (
+        open_mirror(project.places, clock=project.clock) as mirror,
+        _quiet_interrupt(project, request.sweep_id),
+        table,
+    ):
         outcome = launch_sweep(
             project.places,
             request,
@@ -268,7 +250,7 @@ def _run(project: Project, spec: SweepSpec, request: SweepRequest, *, as_json: b
             ids=project.ids,
             leases=open_lease_queue(project.places, project.ledger, project.clock, project.ids),
             mirror=mirror,
-            say=lambda line: click.echo(line, err=as_json),
+            say=table.say,
         )
     if isinstance(outcome, Refusal):
         refuse(outcome, what=f"{request.sweep_id} has no winner")
@@ -354,13 +336,5 @@ def _quiet_interrupt(project: Project, sweep_id: str) -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _count_done(view: SweepView) -> int:
-    return sum(trial.state not in ("RUNNING", "WAITING") for trial in view.trials)
-
-
 def _winner(view: SweepView) -> str:
     return "" if view.winner is None else f"trial {view.winner}"
-
-
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

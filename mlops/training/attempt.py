@@ -215,8 +215,8 @@ class Crew(Protocol):
         """Let go of a group without a trial whose workers wait until then for another crew; False when it is broken."""
         ...
 
-    def end_left_over(self, names: Iterable[str]) -> None:
-        """End what still lives of groups whose driver died."""
+    def end_left_over(self, names: Iterable[str]) -> list[str]:
+        """End what still lives of groups that no driver holds; gives the names of those that were found."""
         ...
 
     def extend(self, name: str, *, until_us: int) -> None:

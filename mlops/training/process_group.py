@@ -72,8 +72,9 @@ class ProcessCrew:
         """See `Crew`."""
         return False
 
-    def end_left_over(self, names: Iterable[str]) -> None:
+    def end_left_over(self, names: Iterable[str]) -> list[str]:
         """See `Crew`; they ended with their driver."""
+        return []
 
     def extend(self, name: str, *, until_us: int) -> None:
         """See `Crew`; processes of one machine share the monotonic clock."""

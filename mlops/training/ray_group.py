@@ -145,8 +145,9 @@ class RayCrew:
         self._waiting = {ref: what for ref, what in self._waiting.items() if what[0] != name}
         return True
 
-    def end_left_over(self, names: Iterable[str]) -> None:
+    def end_left_over(self, names: Iterable[str]) -> list[str]:
         """See `Crew`."""
+        found = []
         for name in names:
             for rank in itertools.count():
                 try:
@@ -155,6 +156,8 @@ class RayCrew:
                     break  # no worker of this rank
             with contextlib.suppress(ValueError):
                 remove_placement_group(ray.util.get_placement_group(name))
+                found.append(name)
+        return found
 
     def extend(self, name: str, *, until_us: int) -> None:
         """See `Crew`."""

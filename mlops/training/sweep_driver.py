@@ -286,6 +286,8 @@ class SweepDriver:
         codes = {reason.code for reason in refusal.reasons}
         if DROPPED in codes:
             self._queued = ""
+        elif codes <= PASSING and self._shelf.end_oldest(lambda name: bool(self._crew.end_left_over([name]))):
+            self._say("ended a warm group of another shape to make room")  # and asks again at once
         elif codes <= PASSING:
             self._retry_us = now_us + round(POLL_SECONDS * SECOND_US)
             text = refusal.reasons[0].text

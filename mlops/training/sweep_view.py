@@ -9,13 +9,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import sqlalchemy as sa
+
+from mlops.budgets.lease_types import SpendLimit
+from mlops.budgets.money import cost_of
+from mlops.budgets.sweep_spend import SweepSpend, load_spend
 from mlops.clock import SECOND_US
 from mlops.errors import TrainingError
 from mlops.ledger.connection import Ledger
 from mlops.training import sql_trials
 from mlops.training.sql_trials import RUNNING, AttemptRow, GroupLeaseRow, SweepRow, TrialRow
 from mlops.training.sweep_book import is_driver_alive
+from mlops.training.sweep_outlook import expect_end_us
 from mlops.units import Accelerators
+
+OPEN = (RUNNING, "WAITING")
+"""States in which people see a trial that has not ended."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class TrialLine:
     metrics: dict[str, float]
     reason: str
     is_winner: bool
+    cost_micro_usd: int
+    """Of its time on worker groups, until now."""
     group: str
     lease_ids: tuple[str, ...]
     mlflow_run_id: str
@@ -65,9 +76,22 @@ class SweepView:
     """Trials it will have."""
     epochs: int
     objective: str
+    is_minimized: bool
     time_use: TimeUse
+    cost_micro_usd: int
+    """Of all its leases until now, idle time and starts included."""
+    budget: str
+    left_micro_usd: int | None
+    """What its budgets may still reserve for it; None where nothing has a cap."""
+    ends_us: int | None
+    """When its last trial is expected to have ended, of a running one with a report."""
     trials: tuple[TrialLine, ...]
     mlflow_run_id: str
+
+    @property
+    def done(self) -> int:
+        """Trials that have ended."""
+        return sum(trial.state not in OPEN for trial in self.trials)
 
     def to_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -99,24 +123,30 @@ def view_sweep(ledger: Ledger, sweep_id: str, *, now_us: int) -> SweepView:
         attempts = sql_trials.list_attempts(connection, row.sweep_id)
         reports = sql_trials.list_reports(connection, row.sweep_id)
         leases = sql_trials.list_group_leases(connection, row.sweep_id)
+        spend = _load_spend(connection, row, now_us=now_us)
     epochs: dict[int, int] = {}
     for report in reports:
         epochs[report.number] = max(epochs.get(report.number, 0), report.epoch + 1)
     objective = row.spec["objective"]
+    first = objective if isinstance(objective, dict) else objective[0]
+    state = show_state(row, now_us=now_us)
     return SweepView(
         sweep_id=row.sweep_id,
         product=row.product,
-        state=show_state(row, now_us=now_us),
+        state=state,
         reason=row.reason,
         winner=row.winner,
         seconds=((row.finished_us or now_us) - row.started_us) / SECOND_US,
         total=int(row.spec["trials"]),
         epochs=int(row.spec["epochs"]),
-        objective=(objective if isinstance(objective, dict) else objective[0])["metric"],
+        objective=first["metric"],
+        is_minimized=first.get("direction", "minimize") == "minimize",
         time_use=sum_time(leases, attempts, now_us=now_us),
-        trials=tuple(
-            _line(trial, row, attempts, epochs=epochs.get(trial.number, 0), now_us=now_us) for trial in trials
-        ),
+        cost_micro_usd=spend.spent_micro_usd,
+        budget=row.spec["budget"],
+        left_micro_usd=spend.left_micro_usd,
+        ends_us=expect_end_us(row, trials, attempts, reports, now_us=now_us) if state == "running" else None,
+        trials=_lines(trials, row, attempts, epochs=epochs, spend=spend, now_us=now_us),
         mlflow_run_id=row.mlflow_run_id,
     )
 
@@ -168,9 +198,40 @@ def compare_sweeps(first: SweepView, second: SweepView) -> list[dict[str, Any]]:
     return rows
 
 
-def _line(trial: TrialRow, sweep: SweepRow, attempts: Sequence[AttemptRow], *, epochs: int, now_us: int) -> TrialLine:
-    own = [attempt for attempt in attempts if attempt.number == trial.number]
+def _load_spend(connection: sa.Connection, row: SweepRow, *, now_us: int) -> SweepSpend:
+    limit = row.spec.get("stop", {}).get("spend")  # micro-USD
+    limits = () if limit is None else (SpendLimit(scope=f"sweep:{row.sweep_id}", cap_micro_usd=limit),)
+    return load_spend(connection, row.sweep_id, budget=row.spec["budget"], limits=limits, now_us=now_us)
+
+
+def _lines(
+    trials: Sequence[TrialRow],
+    sweep: SweepRow,
+    attempts: Sequence[AttemptRow],
+    *,
+    epochs: Mapping[int, int],
+    spend: SweepSpend,
+    now_us: int,
+) -> tuple[TrialLine, ...]:
+    by_trial: dict[int, list[AttemptRow]] = {}
+    for attempt in attempts:
+        by_trial.setdefault(attempt.number, []).append(attempt)
+    return tuple(
+        _line(
+            trial, sweep, by_trial.get(trial.number, []), epochs=epochs.get(trial.number, 0), spend=spend, now_us=now_us
+        )
+        for trial in trials
+    )
+
+
+def _line(
+    trial: TrialRow, sweep: SweepRow, own: Sequence[AttemptRow], *, epochs: int, spend: SweepSpend, now_us: int
+) -> TrialLine:
     begun_us = own[0].started_us if own else now_us
+    costs = [
+        cost_of(spend.prices.get(attempt.lease_id, 0), duration_us=(attempt.ended_us or now_us) - attempt.started_us)
+        for attempt in own
+    ]
     return TrialLine(
         number=trial.number,
         state="WAITING" if trial.state == RUNNING and not own else trial.state,
@@ -181,6 +242,7 @@ def _line(trial: TrialRow, sweep: SweepRow, attempts: Sequence[AttemptRow], *, e
         metrics=trial.metrics,
         reason=trial.reason,
         is_winner=sweep.winner == trial.number,
+        cost_micro_usd=sum(costs),
         group=own[-1].worker_group if own else "",
         lease_ids=tuple(dict.fromkeys(attempt.lease_id for attempt in own)),
         mlflow_run_id=trial.mlflow_run_id,

@@ -7,7 +7,9 @@ Leaves to others: keeping and adopting the workers (the crew), when to put down 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -40,6 +42,8 @@ class WarmShelf:
 
     def __init__(self, ledger: Ledger, leases: Leases) -> None:
         self._ledger, self._leases = ledger, leases
+        self._unreachable: set[str] = set()
+        """Groups in a cluster that this driver is not connected to."""
 
     def put(self, group: WarmGroup) -> None:
         """A group waits; its lease ends at `until_us` unless it is taken before."""
@@ -57,14 +61,47 @@ class WarmShelf:
             fitting = sa.select(warm_groups).where(warm_groups.c.likeness == likeness)
             fitting = fitting.where(warm_groups.c.until_us > now_us + round(SHORTEST_SECONDS * SECOND_US))
             row = connection.execute(fitting.order_by(warm_groups.c.until_us.desc()).limit(1)).first()
-            if row is None:
+            group = None if row is None else _from_row(row)
+            if group is None or not _remove(transaction, group, kind="group.taken"):
                 return None
-            group = WarmGroup(**{name: getattr(row, name) for name in WarmGroup.__dataclass_fields__})
-            connection.execute(warm_groups.delete().where(warm_groups.c.worker_group == group.worker_group))
-            _end_lease(transaction, group, ended_us=now_us)
-            transaction.append("group.taken", group.worker_group, {"sweep": group.sweep_id})
         settle_group(self._leases, group.lease_id, fencing_token=group.fencing_token, ended_us=now_us)
         return group
+
+    def end_oldest(self, end: Callable[[str], bool]) -> bool:
+        """End the group that has waited longest, whatever it fits, for others need its place; False when none is.
+
+        Args:
+            end: Ends the workers of a group by name; False when it cannot reach them: they stay, and are paid.
+        """
+        with self._ledger.write() as transaction:
+            transaction.connection.execute(warm_groups.delete().where(warm_groups.c.until_us <= transaction.now_us))
+            waiting = sa.select(warm_groups).order_by(warm_groups.c.until_us)
+            rows = transaction.connection.execute(waiting).all()
+        for group in [_from_row(row) for row in rows if row.worker_group not in self._unreachable]:
+            with self._ledger.write() as transaction:
+                ended_us, is_ours = transaction.now_us, _remove(transaction, group, kind="group.ended")
+            if not is_ours:
+                continue  # taken by another driver meanwhile
+            if end(group.worker_group):
+                settle_group(self._leases, group.lease_id, fencing_token=group.fencing_token, ended_us=ended_us)
+                return True
+            self._unreachable.add(group.worker_group)
+            self.put(group)
+        return False
+
+
+def _from_row(row: sa.Row[Any]) -> WarmGroup:
+    return WarmGroup(**{name: getattr(row, name) for name in WarmGroup.__dataclass_fields__})
+
+
+def _remove(transaction: Transaction, group: WarmGroup, *, kind: str) -> bool:
+    """Off the shelf, its lease ended now; False when it was not there any more."""
+    where = warm_groups.c.worker_group == group.worker_group
+    if not transaction.connection.execute(warm_groups.delete().where(where)).rowcount:
+        return False
+    _end_lease(transaction, group, ended_us=transaction.now_us)
+    transaction.append(kind, group.worker_group, {"sweep": group.sweep_id})
+    return True
 
 
 def _end_lease(transaction: Transaction, group: WarmGroup, *, ended_us: int) -> None:

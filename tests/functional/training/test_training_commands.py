@@ -27,7 +27,7 @@ def project(tmp_path, monkeypatch):
 
 
 def insert_sweep(ledger, sweep_id, *, state, winner):
-    spec = {"trials": 2, "epochs": 3, "objective": {"metric": "loss"}}
+    spec = {"budget": "research", "trials": 2, "epochs": 3, "objective": {"metric": "loss"}}
     with ledger.write() as transaction:
         now_us, connection = transaction.now_us, transaction.connection
         sql_trials.insert(

@@ -269,8 +269,11 @@ class FakeCrew:
         self.groups.pop(name)
         return True
 
-    def end_left_over(self, names: Any) -> None:
+    def end_left_over(self, names: Any) -> list[str]:
         self.log.extend(("left over", name) for name in names)
+        found = [name for name in names if name in self.kept]
+        self.kept[:] = [name for name in self.kept if name not in found]
+        return found
 
     def extend(self, name: str, *, until_us: int) -> None:
         self.groups[name]["until_us"] = until_us

@@ -97,6 +97,21 @@ def test_a_sweep_waits_for_its_turn_and_says_why(stage, queue, undisturbed):
     assert stage.clock.monotonic_us() >= 8 * SECOND_US
 
 
+@pytest.mark.parametrize("is_reachable", [True, False])
+def test_a_group_that_only_waits_makes_room_for_a_sweep_it_does_not_fit(stage, queue, is_reachable):
+    kept: list[str] = []
+    first = stage.spec(trials=2, groups=1, accelerators="1xcpu", idle="600s")
+    stage.run(first, stage.crew(kept=kept), queue)
+    (name,) = kept
+    crew = stage.crew(kept=kept if is_reachable else [])  # else its workers live in a cluster that this crew is not in
+    crew.kind = "another"
+    began_us = stage.clock.monotonic_us()
+    stage.run(stage.spec(trials=2, groups=1, accelerators="1xcpu", seed=5), crew, queue)
+    waited = (stage.clock.monotonic_us() - began_us) / SECOND_US
+    assert (waited < 60) is is_reachable
+    assert ("adopt", name) not in crew.log
+
+
 def test_a_sweep_makes_room_for_a_higher_class_and_goes_on_after_it(stage, queue, undisturbed):
     rival = Rival(queue, priority=900)
     script = {3.0: rival.ask, -1.0: lambda: rival.log and rival.ask(), 40.0: rival.end}
