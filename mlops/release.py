@@ -89,9 +89,9 @@ def export(it: Release) -> StepRun:
 
 def judge(it: Release) -> StepRun | Refusal:
     """5. The gate judges the exported candidate, the thing that will serve, on rows that no training saw."""
-    candidate, run_id = it.done("export").outputs["candidate"], it.done("sweep").facts["mlflow_run_id"]
-    what = {"product": it.product, "candidate": candidate, "run_id": run_id, **it.done("data").outputs}
-    return gate_step(it.bench, **what, spender=it.person, verify_signature=open_verifier(it.bench, it.product))
+    what = it.done("data").outputs | it.done("export").outputs | {"run_id": it.done("sweep").facts["mlflow_run_id"]}
+    paid = {"budget": it.spec.budget, "spender": it.person}
+    return gate_step(it.bench, product=it.product, **what, **paid, verify_signature=open_verifier(it.bench, it.product))
 
 
 def register(it: Release) -> StepRun:

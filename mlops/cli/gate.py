@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlops.cli.rendering import emit_json, refuse, render_table
 from mlops.errors import ProjectError, Reason, Refusal
+
+if TYPE_CHECKING:
+    from mlops.evaluation.gate import GateRequest, OpenCrew
+    from mlops.project.opening import Project
 
 
 @click.group()
@@ -70,8 +74,8 @@ def run(
     look = judging.spend_look_of(project.ledger, request)
     if isinstance(look, Refusal):
         refuse(look, what="this test set has been looked at too often")
-    crew = judging.choose_crew(project.places, request, ledger=project.ledger, ids=project.ids, spender=project.person)
-    judgement = judging.judge_candidate(project.places, request, open_crew=None if is_local else crew)
+    crew = None if is_local or request.policy.machines is None else _choose_crew(project, request)
+    judgement = judging.judge_candidate(project.places, request, open_crew=crew)
     if isinstance(judgement, Refusal):
         refuse(judgement, what="the checks could not all be heard")
     if as_json:
@@ -157,6 +161,15 @@ def show(reference: str, is_card: bool, as_json: bool) -> None:
         click.echo(render_table(("verdict", "", "check"), rows))
     click.echo(f"judged {content['judged_at']}")
     click.echo(f"page   {found / 'gate.html'}")
+
+
+def _choose_crew(project: Project, request: GateRequest) -> OpenCrew | None:
+    from mlops.evaluation.judging import choose_crew  # loads scipy
+    from mlops.training.spec import load_sweep_spec
+
+    places = project.places
+    budget = load_sweep_spec(places.sweep_file(request.policy.product)).budget
+    return choose_crew(places, request, budget=budget, ledger=project.ledger, ids=project.ids, spender=project.person)
 
 
 def _run_self_test(*, seed: int, as_json: bool) -> None:

@@ -3,8 +3,8 @@
 Attacks work on flat vectors: one unit per allowed step of a changeable number (of each value of a tensor, as a pixel of
 an image), one weight per category of a changeable category column, and the row's number in front (so that everything
 unchangeable is looked up, never attacked). `decode` turns a flat vector back into a valid row: ranges and whole numbers
-kept, exactly one category, only allowed ones.
-Leaves to others: the attacks themselves (checks/evasion.py, torch_attacks.py).
+kept, exactly one category, only allowed ones, and what holds between columns.
+Leaves to others: what holds between columns (row_constraints.py), the attacks (checks/evasion.py, torch_attacks.py).
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from mlops.evaluation.judged import columns_as_tensors
+from mlops.evaluation.row_constraints import Bond, find_newly_broken, keep_constraints, plan_constraints
 from mlops.evaluation.rows import Rows
-from mlops.evaluation.surface_rules import Change
+from mlops.evaluation.surface_rules import Change, Constraint
 from mlops.evaluation.verdicts import NotEvaluableError
 
 if TYPE_CHECKING:
@@ -61,12 +62,24 @@ class CategoryPart:
     column: InputColumn
     start: int
     allowed: tuple[int, ...]
-    """Codes that may be claimed; the row's own is always allowed."""
+    """Codes that may be claimed, from low to high where they rise; the row's own is always allowed."""
+    rising: bool = False
+    """Only codes after the row's own may be claimed, and none by a row whose own is not among them."""
 
     @property
     def size(self) -> int:
         """Number of categories."""
         return len(self.column.categories or ())
+
+    @property
+    def reach(self) -> NDArray[np.bool_]:
+        """`[own code, code]`: what a row may claim."""
+        found = np.eye(self.size, dtype=bool)
+        if not self.rising:
+            found[:, list(self.allowed)] = True
+        for position, code in enumerate(self.allowed if self.rising else ()):
+            found[code, list(self.allowed[position:])] = True
+        return found
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,8 @@ class Surface:
     categories: tuple[CategoryPart, ...]
     width: int
     """Of the flat vector, the row number included."""
+    bonds: tuple[Bond, ...] = ()
+    """What holds between columns."""
 
     @property
     def radius(self) -> Floats:
@@ -131,11 +146,13 @@ class Surface:
             features[part.column.name] = self._decode_number(part, flat, chosen=chosen)
         for group in self.categories:
             own = self.rows.features[group.column.name][chosen]
-            weights = np.full((len(flat), group.size), -np.inf, dtype=np.float32)
-            for code in group.allowed:
-                weights[:, code] = flat[:, group.start + code]
-            weights[np.arange(len(flat)), own] = flat[np.arange(len(flat)), group.start + own]
+            weights = np.where(group.reach[own], flat[:, group.start : group.start + group.size], -np.inf)
             features[group.column.name] = weights.argmax(axis=1).astype(np.int64)
+        if self.bonds:
+            unchanged = {name: values[chosen] for name, values in self.rows.features.items()}
+            numbers = [part for part in self.numbers if not part.column.shape]
+            ranges = {part.column.name: self._range(part, unchanged[part.column.name]) for part in numbers}
+            keep_constraints(features, unchanged, self.bonds, ranges=ranges)
         return features
 
     def _values(self, part: NumberPart) -> Floats:
@@ -144,17 +161,23 @@ class Surface:
 
     def _decode_number(self, part: NumberPart, flat: Floats, *, chosen: NDArray[np.int64]) -> Floats:
         own = self._values(part)[chosen].astype(np.float64)
-        low, high = own - part.down, own + part.up
-        if part.column.minimum is not None:
-            low = np.maximum(low, np.minimum(part.column.minimum, own))
-        if part.column.maximum is not None:
-            high = np.minimum(high, np.maximum(part.column.maximum, own))
+        low, high = self._range(part, own)
         wanted = np.nan_to_num(flat[:, part.span].astype(np.float64) * part.unit)
         moved = np.clip(wanted, low, high)
         if part.column.integer:
             moved = np.clip(np.rint(moved), np.ceil(low), np.floor(high))
         unchanged = np.abs(wanted - own) < 1e-4 * part.unit  # float32 units do not round-trip exactly
         return np.where(unchanged, own, moved).astype(np.float32).reshape(len(flat), *part.column.shape)
+
+    @staticmethod
+    def _range(part: NumberPart, own: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Lowest and highest value that rows with these own values may take."""
+        low, high = own.astype(np.float64) - part.down, own.astype(np.float64) + part.up
+        if part.column.minimum is not None:
+            low = np.maximum(low, np.minimum(part.column.minimum, own))
+        if part.column.maximum is not None:
+            high = np.minimum(high, np.maximum(part.column.maximum, own))
+        return low, high
 
     def count_infeasible(self, features: Mapping[str, NDArray[Any]], *, chosen: NDArray[np.int64]) -> int:
         """Rows that break a rule of the surface: an independent check of `decode`."""
@@ -171,13 +194,23 @@ class Surface:
                     is_outside |= (values != np.rint(values)) & (values != own)
                 broken |= is_outside.reshape(len(chosen), -1).any(axis=1)
             elif name in allowed_categories:
-                broken |= ~np.isin(values, allowed_categories[name].allowed) & (values != own)
+                group = allowed_categories[name]
+                is_claimed = values != own
+                broken |= ~np.isin(values, group.allowed) & is_claimed
+                if group.rising:
+                    rank = {code: position for position, code in enumerate(group.allowed)}
+                    ranks = [np.array([rank.get(int(code), -1) for code in codes]) for codes in (own, values)]
+                    broken |= ((ranks[0] < 0) | (ranks[1] <= ranks[0])) & is_claimed
             else:
                 broken |= (values != own).reshape(len(chosen), -1).any(axis=1)
+        unchanged = {name: self.rows.features[name][chosen] for name in features}
+        broken |= find_newly_broken(dict(features), unchanged, self.bonds)
         return int(broken.sum())
 
 
-def plan_surface(rows: Rows, *, contract: Contract, changes: tuple[Change, ...]) -> Surface:
+def plan_surface(
+    rows: Rows, *, contract: Contract, changes: tuple[Change, ...], constraints: tuple[Constraint, ...] = ()
+) -> Surface:
     """Lay out the flat vector of the allowed changes.
 
     Raises:
@@ -193,14 +226,15 @@ def plan_surface(rows: Rows, *, contract: Contract, changes: tuple[Change, ...])
             raise NotEvaluableError("column-missing", f"the model has no input {change.column} that could be changed")
         if column.kind == "category":
             allowed = _allowed_codes(column, change)
-            categories.append(CategoryPart(column, start=position, allowed=allowed))
+            categories.append(CategoryPart(column, start=position, allowed=allowed, rising=change.rising))
             position += len(column.categories or ())
         elif change.up or change.down:
             numbers.append(NumberPart(column, start=position, up=change.up, down=change.down))
             position += numbers[-1].size
         else:
             raise NotEvaluableError("change-impossible", f"{change.column} is a {column.kind}: state what changes")
-    return Surface(rows, tuple(numbers), tuple(categories), width=position)
+    bonds = plan_constraints(constraints, contract=contract)
+    return Surface(rows, tuple(numbers), tuple(categories), width=position, bonds=bonds)
 
 
 def _allowed_codes(column: InputColumn, change: Change) -> tuple[int, ...]:
@@ -249,8 +283,6 @@ class RelaxedModel(torch.nn.Module):
 
     @staticmethod
     def _shares(group: CategoryPart, flat: torch.Tensor, *, own: torch.Tensor) -> torch.Tensor:
-        is_allowed = torch.zeros(len(flat), group.size)
-        is_allowed[:, list(group.allowed)] = 1.0
-        is_allowed.scatter_(1, own[:, None], 1.0)
+        is_allowed = torch.from_numpy(group.reach)[own].to(flat.dtype)
         weights = flat[:, group.start : group.start + group.size].clamp(min=0) * is_allowed
         return weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)

@@ -17,11 +17,15 @@ from mlops.evaluation import attributions
 from mlops.evaluation.attack_surface import Surface, plan_surface
 from mlops.evaluation.judged import JudgedModel
 from mlops.evaluation.rows import Rows
-from mlops.evaluation.surface_rules import Change
+from mlops.evaluation.surface_rules import Change, Constraint
 from mlops.training.contract import ColumnLike
 
 DRAWS = 200
-"""Training rows that the explained row is compared with."""
+"""Training rows that the explained row is compared with …"""
+BACKGROUND_ROWS = 2_000
+"""… drawn from this many, which are drawn once …"""
+EXPLAINING_SEED = 0
+"""… by this seed: the same question gets the same answer."""
 TRIED = 50_000
 """Changed rows that are asked at most."""
 STEPS = 11
@@ -77,8 +81,9 @@ def explain_row(
     *,
     background: Rows,
     changes: tuple[Change, ...],
+    constraints: tuple[Constraint, ...] = (),
     favourable: str,
-    seed: int = 0,
+    seed: int = EXPLAINING_SEED,
 ) -> Explanation:
     """Explain the artefact's answer on one row.
 
@@ -87,6 +92,7 @@ def explain_row(
         row: Features of shape `[1]` or `[1, *shape]`.
         background: Training rows to compare with.
         changes: What the person can change; from the policy.
+        constraints: What holds between columns; from the policy.
         favourable: Name of the class that people want.
         seed: Of the comparison rows.
 
@@ -97,7 +103,9 @@ def explain_row(
     answers = model.answer(row)
     found = attributions.attribute(model, row, background=background.features, class_=class_, seed=seed, draws=DRAWS)
     log_odds = float(attributions.log_odds_of_logits(answers.logits, class_=class_)[0])
-    counterfactual, best, text = _find_counterfactual(model, row, changes=changes, class_=class_, seed=seed)
+    counterfactual, best, text = _find_counterfactual(
+        model, row, changes=changes, constraints=constraints, class_=class_, seed=seed
+    )
     return Explanation(
         answer=model.contract.classes[int(answers.classes[0])],
         probability=float(answers.probabilities[0, class_]),
@@ -133,13 +141,19 @@ def _grounds(
 
 
 def _find_counterfactual(
-    model: JudgedModel, row: Mapping[str, NDArray[Any]], *, changes: tuple[Change, ...], class_: int, seed: int
+    model: JudgedModel,
+    row: Mapping[str, NDArray[Any]],
+    *,
+    changes: tuple[Change, ...],
+    constraints: tuple[Constraint, ...],
+    class_: int,
+    seed: int,
 ) -> tuple[Counterfactual | None, float | None, str]:
     """The cheapest changed row with another answer: few columns first, then small steps."""
     if not changes:
         return None, None, "the policy names nothing that a person can change (`changes`)"
     own = Rows(features=row, labels=np.zeros(1, dtype=np.int64), groups={})
-    surface = plan_surface(own, contract=model.contract, changes=changes)
+    surface = plan_surface(own, contract=model.contract, changes=changes, constraints=constraints)
     features, cost = _variants(surface, seed=seed)
     answers = model.answer(features)
     before = int(model.answer(row).classes[0])

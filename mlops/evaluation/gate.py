@@ -309,6 +309,7 @@ def _open_cache(folder: Path, hearing: Hearing, request: GateRequest, inputs: di
         "code": digest_code("mlops.evaluation"),
         "seed": request.seed,
         "alpha": policy.alpha,
+        "constraints": [one.model_dump(mode="json") for one in policy.constraints],
         "favourable": policy.favourable_class,
         "classes": list(hearing.classes),
     }

@@ -24,6 +24,7 @@ from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
 
 if TYPE_CHECKING:
     from mlops.evaluation.judged import JudgedModel
+    from mlops.evaluation.surface_rules import Constraint
     from mlops.training.contract import Contract
 
 NEIGHBOURS = 200
@@ -44,7 +45,9 @@ def check_incidents(rule: IncidentsRule, hearing: Hearing) -> Findings:
     return Findings(tuple(claims), {"cases": {case.id: case.digest for case in opened}, "expired": expired})
 
 
-def draw_neighbours(case: IncidentCase, contract: Contract, *, seed: int) -> dict[str, NDArray[Any]]:
+def draw_neighbours(
+    case: IncidentCase, contract: Contract, *, seed: int, constraints: tuple[Constraint, ...] = ()
+) -> dict[str, NDArray[Any]]:
     """The case's input first, then rows drawn from its neighbourhood: features of `NEIGHBOURS` rows in all.
 
     Raises:
@@ -52,7 +55,8 @@ def draw_neighbours(case: IncidentCase, contract: Contract, *, seed: int) -> dic
     """
     from mlops.evaluation.attack_surface import plan_surface  # loads torch, which costs seconds
 
-    surface = plan_surface(_row_of(case, contract), contract=contract, changes=case.neighbourhood)
+    row = _row_of(case, contract)
+    surface = plan_surface(row, contract=contract, changes=case.neighbourhood, constraints=constraints)
     rng = np.random.default_rng(seed)
     low, high = surface.row_limits()
     flat = (low + rng.random((NEIGHBOURS, surface.width)) * (high - low)).astype(np.float32)
@@ -93,7 +97,8 @@ def find_violations(
 
 
 def _judge(case: IncidentCase, rule: IncidentsRule, hearing: Hearing) -> Claim:
-    features = draw_neighbours(case, hearing.model.contract, seed=hearing.seed_of(f"incident {case.id}"))
+    seed, constraints = hearing.seed_of(f"incident {case.id}"), hearing.policy.constraints
+    features = draw_neighbours(case, hearing.model.contract, seed=seed, constraints=constraints)
     is_violated = find_violations(case.relation, features, model=hearing.model, favourable=hearing.favourable)
     text = f"severity {case.severity}, {case.title}; {_in_training(case, hearing)}"
     if case.severity > 1:

@@ -98,8 +98,12 @@ def spend_look_of(ledger: Ledger, request: GateRequest) -> int | Refusal:
     )
 
 
-def choose_crew(places: Places, request: GateRequest, *, ledger: Ledger, ids: Ids, spender: str) -> OpenCrew | None:
+def choose_crew(
+    places: Places, request: GateRequest, *, budget: str, ledger: Ledger, ids: Ids, spender: str
+) -> OpenCrew | None:
     """Workers on Ray under a lease where the policy names machines; None is processes of this machine.
+
+    `budget` pays where the policy names none.
 
     Raises:
         ProjectError: The budget files have problems.
@@ -108,7 +112,16 @@ def choose_crew(places: Places, request: GateRequest, *, ledger: Ledger, ids: Id
     if machines is None:
         return None
     leases = open_lease_book(places, ledger, request.clock, ids)
-    return partial(open_leased_crew, request, machines=machines, places=places, leases=leases, ids=ids, spender=spender)
+    return partial(
+        open_leased_crew,
+        request,
+        machines=machines,
+        budget=machines.budget or budget,
+        places=places,
+        leases=leases,
+        ids=ids,
+        spender=spender,
+    )
 
 
 def judge_candidate(places: Places, request: GateRequest, *, open_crew: OpenCrew | None = None) -> Judgement | Refusal:

@@ -107,14 +107,16 @@ class PaidTime:
         self._leases.settle(lease_id, fencing_token=self._lease.fencing_token, ended_us=None, key=f"{lease_id}:settle")
 
 
-def reserve_time(leases: Leases, machines: Machines, *, clock: Clock, ids: Ids, spender: str) -> PaidTime | Refusal:
+def reserve_time(
+    leases: Leases, machines: Machines, *, budget: str, clock: Clock, ids: Ids, spender: str
+) -> PaidTime | Refusal:
     """A lease for the workers of one gate."""
     asked_us = clock.monotonic_us()
     size = machines.accelerators
     answer = leases.reserve(
         LeaseRequest(
             key=ids.new("gate"),
-            budget=machines.budget,
+            budget=budget,
             accelerators=Accelerators(size.kind, size.count * machines.workers),
             window_seconds=machines.window,
             grace_seconds=GRACE_SECONDS,
@@ -129,7 +131,14 @@ def reserve_time(leases: Leases, machines: Machines, *, clock: Clock, ids: Ids, 
 
 
 def open_leased_crew(
-    request: GateRequest, *, machines: Machines, places: Places, leases: Leases, ids: Ids, spender: str
+    request: GateRequest,
+    *,
+    machines: Machines,
+    budget: str,
+    places: Places,
+    leases: Leases,
+    ids: Ids,
+    spender: str,
 ) -> LeasedCrew | Refusal:
     """Pay, connect to Ray and start the workers.
 
@@ -143,7 +152,7 @@ def open_leased_crew(
         stack.enter_context(connected(places))
         from mlops.training.ray_calls import CallSetup, RayCalls  # loads Ray, which must see the environment set above
 
-        lease = reserve_time(leases, machines, clock=request.clock, ids=ids, spender=spender)
+        lease = reserve_time(leases, machines, budget=budget, clock=request.clock, ids=ids, spender=spender)
         if isinstance(lease, Refusal):
             return lease
         stack.callback(lease.settle)

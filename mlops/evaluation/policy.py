@@ -22,7 +22,7 @@ from mlops.evaluation.fairness_rules import MeanGapRule
 from mlops.evaluation.privacy_rules import PrivacyRule
 from mlops.evaluation.rule import Name, Rate, Rule, Sentence, SlicedRule
 from mlops.evaluation.screen_rules import ScreenRule
-from mlops.evaluation.surface_rules import Change
+from mlops.evaluation.surface_rules import Change, Constraint
 from mlops.provenance.digest import digest_json
 from mlops.specs import Spec, load_spec
 from mlops.units import Accelerators, Duration
@@ -227,7 +227,8 @@ AnyRule = Annotated[
 class Machines(Spec):
     """Where the checks run and who pays: workers on Ray under a lease."""
 
-    budget: str = Field(min_length=1)
+    budget: str | None = Field(default=None, min_length=1)
+    """None: the budget that pays the training, so that a retrain after a withdrawal pays its gate too."""
     workers: int = Field(default=2, ge=1, le=256)
     accelerators: Accelerators = Accelerators("cpu", 0.5)
     """Of each worker."""
@@ -261,6 +262,8 @@ class Policy(Spec):
     """None: processes of the machine that runs the gate."""
     changes: tuple[Change, ...] = ()
     """What a person can truly change of their row; `mlops model explain` looks for another answer within it."""
+    constraints: tuple[Constraint, ...] = ()
+    """What holds between columns of every true row; no attack or counterfactual breaks it."""
     attributes: str | None = None
     """Parquet or CSV file, below the project, of attributes by `subject` that are joined in the gate only."""
     checks: tuple[AnyRule, ...] = ()

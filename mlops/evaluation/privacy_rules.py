@@ -37,20 +37,24 @@ class InversionRule(Rule):
 
 
 class ExplanationMembershipRule(Rule):
-    """Where explanations are served: they tell no more about membership than allowed."""
+    """Where explanations are served: what `mlops model explain` tells gives no more about membership than allowed."""
 
     kind: Literal["explanation-membership"]
     maximum_auc: float = Field(ge=0.5, le=1)
-    rows: int = Field(default=2000, ge=400)
+    rows: int = Field(default=1000, ge=400)
+    draws: int = Field(default=200, ge=4)
+    """Comparison rows of each explanation; fewer make it noisier than what is served, and the attack weaker."""
 
 
 class LibraryMembershipRule(Rule):
-    """ART's black-box and label-only membership attacks, by the names people know."""
+    """ART's black-box and label-only membership attacks, by the names people know, and the distance to the boundary."""
 
     kind: Literal["library-membership"]
-    attacks: tuple[Literal["black-box", "label-only"], ...] = ("black-box", "label-only")
+    attacks: tuple[Literal["black-box", "label-only", "boundary"], ...] = ("black-box", "label-only", "boundary")
     maximum_auc: float = Field(ge=0.5, le=1)
     rows: int = Field(default=1000, ge=400)
+    queries: int = Field(default=50, ge=5, le=2000)
+    """Labels that the boundary attack asks for about each row."""
 
 
 PrivacyRule = AttributeInferenceRule | ExposureRule | InversionRule | ExplanationMembershipRule | LibraryMembershipRule

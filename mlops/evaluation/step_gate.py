@@ -24,6 +24,7 @@ def gate_step(
     candidate: str,
     manifest: str,
     run_id: str,
+    budget: str,
     spender: str = "",
     verify_signature: Verify = refuse_all,
 ) -> StepRun | Refusal:
@@ -35,6 +36,7 @@ def gate_step(
         candidate: Digest of the exported candidate.
         manifest: Digest of the dataset version.
         run_id: MLflow run of the winning trial; report and verdict are logged to it, also those of a no-go.
+        budget: Pays for the machines that the policy asks for, where it names no budget itself.
         verify_signature: Whether a waiver or statement is signed by somebody who may.
         spender: In whose name the machines that the policy asks for are paid.
 
@@ -71,7 +73,7 @@ def gate_step(
         looks = spend_look_of(bench.ledger, request)
         if isinstance(looks, Refusal):
             return looks
-        crew = choose_crew(places, request, ledger=bench.ledger, ids=bench.ids, spender=spender)
+        crew = choose_crew(places, request, budget=budget, ledger=bench.ledger, ids=bench.ids, spender=spender)
         judgement = judge_candidate(places, request, open_crew=crew)
         if isinstance(judgement, Refusal):
             return judgement

@@ -17,7 +17,7 @@ from mlops.datasets.version import DatasetVersion, load_dataset_version, read_sp
 from mlops.deploy.roles import load_roles
 from mlops.errors import ProjectError, Reason, Refusal
 from mlops.evaluation.audit_evidence import load_audit_matrix
-from mlops.evaluation.explaining import Explanation, explain_row, spell
+from mlops.evaluation.explaining import BACKGROUND_ROWS, EXPLAINING_SEED, Explanation, explain_row, spell
 from mlops.evaluation.influence import Influence, measure_influence
 from mlops.evaluation.judged import load_judged
 from mlops.evaluation.policy import load_policy
@@ -30,7 +30,6 @@ from mlops.provenance.keys import load_key
 from mlops.training.candidate import Candidate
 
 ROLE = "data-reader"
-BACKGROUND_ROWS = 2_000
 LOOKED_AT = 50
 """Rows with the clearest influence that are looked up; withdrawn people among them are left out."""
 
@@ -93,8 +92,9 @@ def explain_answer(
         explanation = explain_row(
             load_judged(candidate),
             row,
-            background=train.sample(BACKGROUND_ROWS, seed=0),
+            background=train.sample(BACKGROUND_ROWS, seed=EXPLAINING_SEED),
             changes=policy.changes,
+            constraints=policy.constraints,
             favourable=policy.favourable_class,
         )
     except NotEvaluableError as error:

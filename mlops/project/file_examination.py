@@ -127,6 +127,8 @@ def _check_policy(places: Places, product: str) -> None:
         columns = {column.name for column in schema.columns}
         changed = {change.column for change in policy.changes}
         problems += [f"changes: unknown column {name!r}" for name in sorted(changed - columns)]
+        tied = {name for constraint in policy.constraints for name in constraint.columns}
+        problems += [f"constraints: unknown column {name!r}" for name in sorted(tied - columns)]
         for index, rule in enumerate(policy.checks):
             named = {*getattr(rule, "by", ()), *getattr(rule, "within", ())}
             named |= {change.column for change in getattr(rule, "changes", ())}

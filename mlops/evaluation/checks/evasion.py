@@ -52,7 +52,8 @@ def check_evasion(rule: EvasionRule, hearing: Hearing) -> Findings:
 
     hearing.require_parity()
     rows = hearing.test.sample(rule.rows, seed=hearing.seed_of(rule.name))
-    surface = plan_surface(rows, contract=hearing.model.contract, changes=rule.changes)
+    constraints = hearing.policy.constraints
+    surface = plan_surface(rows, contract=hearing.model.contract, changes=rule.changes, constraints=constraints)
     is_right = hearing.model.answer(rows.features).classes == rows.labels
     holds: dict[str, NDArray[np.bool_]] = {}
     for name in rule.attacks:

@@ -1,9 +1,10 @@
 """Membership inference from explanations, for products that serve them.
 
-What is served for a row is, per input, how far the answer falls when that input takes its usual value (ablation); the
-attacker sees those numbers and the answer. The variance of an explanation is a score by itself (Shokri, Strobel & Zick,
-AIES 2021); a forest on all numbers, given half of the truth, is the stronger one.
-Leaves to others: attributions for people (explainability), membership from answers alone (membership.py).
+The attacker sees what `mlops model explain` tells of a row: what each input added to the log-odds of the favourable
+answer, by the same method, draws and comparison rows, and the log-odds themselves. The variance of an explanation is a
+score by itself (Shokri, Strobel & Zick, AIES 2021); a forest on all numbers, given half of the truth, is the stronger
+one.
+Leaves to others: computing attributions (attributions.py), membership from answers alone (membership.py).
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from mlops.evaluation import roc
+from mlops.evaluation import attributions, roc
+from mlops.evaluation.explaining import BACKGROUND_ROWS, EXPLAINING_SEED
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.privacy_rules import ExplanationMembershipRule
 from mlops.evaluation.rows import Rows
@@ -24,21 +26,23 @@ def check_explanation_membership(rule: ExplanationMembershipRule, hearing: Heari
     """AUC of both attacks, measured on rows that neither was fitted on.
 
     Raises:
-        NotEvaluableError: Too few rows on one side.
+        NotEvaluableError: Too few rows on one side, or no method explains the model.
     """
+    if attributions.has_tensors(hearing.model.contract):
+        hearing.require_parity()  # gradients are the module's
     seed = hearing.seed_of(rule.name)
     size = min(rule.rows, len(hearing.train), len(hearing.test))
     if size < 400:
         raise NotEvaluableError(
             "too-few-rows", f"{size} rows on one side: an attack needs 400 to be fitted and measured"
         )
-    usual = _usual(hearing.train)
     members, strangers = (
-        explain_by_ablation(rows.sample(size, seed=seed), hearing, usual=usual)
+        explain_as_served(rows.sample(size, seed=seed), hearing, draws=rule.draws)
         for rows in (hearing.train, hearing.test)
     )
+    grounds = [explained[1::2, :-1] for explained in (members, strangers)]
     scores = {
-        "variance": (-members.var(axis=1)[1::2], -strangers.var(axis=1)[1::2]),
+        "variance": (-grounds[0].var(axis=1), -grounds[1].var(axis=1)),
         "random forest": _by_forest(members, strangers, seed=seed),
     }
     claims = []
@@ -50,33 +54,15 @@ def check_explanation_membership(rule: ExplanationMembershipRule, hearing: Heari
     return Findings(tuple(claims), {"attack_roc": {name: roc.curve(*pair) for name, pair in scores.items()}})
 
 
-def _usual(rows: Rows) -> dict[str, NDArray[np.generic]]:
-    """The median of numbers (pixel by pixel), the commonest code of categories."""
-    return {
-        name: np.median(values, axis=0).astype(values.dtype)
-        if values.dtype.kind == "f"
-        else np.bincount(values).argmax().astype(values.dtype)
-        for name, values in rows.features.items()
-    }
-
-
-def explain_by_ablation(rows: Rows, hearing: Hearing, *, usual: dict[str, NDArray[np.generic]]) -> Floats:
-    """How far the answer's log-odds fall when each input takes its usual value, and the log-odds, `[N, D + 1]`."""
-    answers = hearing.model.answer(rows.features)
-    chosen = answers.classes
-
-    def odds(probabilities: NDArray[np.float32]) -> Floats:
-        own = np.clip(probabilities[np.arange(len(rows)), chosen].astype(np.float64), 1e-7, 1 - 1e-7)
-        found: Floats = np.log(own) - np.log1p(-own)
-        return found
-
-    whole = odds(answers.probabilities)
-    falls = []
-    for column in hearing.model.contract.inputs:
-        values = rows.features[column.name]
-        ablated = {**rows.features, column.name: np.broadcast_to(usual[column.name], values.shape).copy()}
-        falls.append(whole - odds(hearing.model.answer(ablated).probabilities))
-    return np.column_stack([*falls, whole])
+def explain_as_served(rows: Rows, hearing: Hearing, *, draws: int) -> Floats:
+    """What `explain_row` tells of each row: the grounds and then the log-odds, `[N, D + 1]`."""
+    class_ = hearing.favourable
+    background = hearing.train.sample(BACKGROUND_ROWS, seed=EXPLAINING_SEED).features
+    found = attributions.attribute(
+        hearing.model, rows.features, background=background, class_=class_, seed=EXPLAINING_SEED, draws=draws
+    )
+    log_odds = attributions.log_odds_of_logits(hearing.model.answer(rows.features).logits, class_=class_)
+    return np.column_stack([found.values, log_odds])
 
 
 def _by_forest(members: Floats, strangers: Floats, *, seed: int) -> tuple[Floats, Floats]:

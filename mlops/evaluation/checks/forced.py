@@ -37,7 +37,8 @@ def check_forced(rule: ForcedRule, hearing: Hearing) -> Findings:
     rows = rows.take(hearing.model.answer(rows.features).classes != wanted)
     if len(rows) == 0:
         raise NotEvaluableError("no-rows", f"every row is answered {hearing.classes[wanted]!r}: nothing to force")
-    surface = plan_surface(rows, contract=hearing.model.contract, changes=rule.changes)
+    constraints = hearing.policy.constraints
+    surface = plan_surface(rows, contract=hearing.model.contract, changes=rule.changes, constraints=constraints)
     shares, is_forced = {}, np.zeros(len(rows), dtype=bool)
     for name, flat in _attack(rule, hearing, surface, wanted=wanted).items():
         features = surface.decode(flat)

@@ -1,6 +1,7 @@
-"""ART's membership attacks by the names people know: a black-box forest on the answers, and a label-only one.
+"""Membership attacks by the names people know: ART's forest on the answers and its label-only gap, and the boundary.
 
-Both are weak by nature (the label-only attack sees the gap of accuracy and nothing else), so they advise beside ours.
+All are weak by nature (the gap sees accuracy and nothing else, the boundary attack labels only), so they advise beside
+ours.
 Leaves to others: attacks that can be relied on (membership.py, reference_membership.py).
 """
 
@@ -13,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlops.evaluation import roc
+from mlops.evaluation.checks.label_only import boundary_scores
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.privacy_rules import LibraryMembershipRule
+from mlops.evaluation.rows import Rows
 from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
 
 Floats = NDArray[np.float64]
@@ -40,7 +43,12 @@ def check_library_membership(rule: LibraryMembershipRule, hearing: Hearing) -> F
     is_member = asked[:, 0] < size
     claims = []
     for name in rule.attacks:
-        scores = _score(name, answers, labels, numbers=(known, asked), size=size)
+        if name == "boundary":
+            positions = asked[:, 0].astype(np.int64)
+            sides = (members, positions[is_member]), (strangers, positions[~is_member] - size)
+            scores = np.concatenate([_at_boundary(rows.take(chosen), rule, hearing) for rows, chosen in sides])
+        else:
+            scores = _score(name, answers, labels, numbers=(known, asked), size=size)
         evidence = roc.assess_area(
             scores[is_member],
             scores[~is_member],
@@ -50,6 +58,11 @@ def check_library_membership(rule: LibraryMembershipRule, hearing: Hearing) -> F
         )
         claims.append(Claim(f"{name}: AUC", "at most", rule.maximum_auc, n=int(is_member.sum()), evidence=evidence))
     return Findings(tuple(claims))
+
+
+def _at_boundary(rows: Rows, rule: LibraryMembershipRule, hearing: Hearing) -> Floats:
+    seed = hearing.seed_of(f"{rule.name}:boundary")
+    return boundary_scores(hearing.model, rows, donors=hearing.test, queries=rule.queries, seed=seed)
 
 
 def _score(name: str, answers: NDArray[np.float32], labels: Floats, *, numbers: tuple[Any, Any], size: int) -> Floats:

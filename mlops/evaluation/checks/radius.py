@@ -36,10 +36,12 @@ def robust_over_radius(rule: EvasionRule, hearing: Hearing, *, survives: Survive
         return []
     rows = hearing.test.sample(min(rule.rows, ROWS), seed=hearing.seed_of(rule.name))
     holds = hearing.model.answer(rows.features).classes == rows.labels
+    contract = hearing.model.contract
     points: list[dict[str, Any]] = [{"scale": 0.0, "accuracy": float(holds.mean())}]
     for scale in SCALES:
         changes = tuple(_scaled(change, scale) for change in rule.changes)
-        holds = holds & survives(plan_surface(rows, contract=hearing.model.contract, changes=changes))
+        surface = plan_surface(rows, contract=contract, changes=changes, constraints=hearing.policy.constraints)
+        holds = holds & survives(surface)
         points.append({"scale": scale, "accuracy": float(holds.mean())})
     return points
 

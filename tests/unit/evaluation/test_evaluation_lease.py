@@ -45,7 +45,7 @@ class Leases:
 
 def test_one_lease_pays_for_all_workers_and_is_renewed_at_half_time_until_the_budget_says_no() -> None:
     clock, leases = FakeClock(), Leases(grants=2)
-    paid = reserve_time(leases, MACHINES, clock=clock, ids=CountingIds(), spender="ada")
+    paid = reserve_time(leases, MACHINES, budget="research", clock=clock, ids=CountingIds(), spender="ada")
     assert not isinstance(paid, Refusal)
     request = leases.calls[0][1]
     assert (request.budget, request.accelerators, request.spender) == ("research", Accelerators("cpu", 1.5), "ada")
@@ -60,12 +60,16 @@ def test_one_lease_pays_for_all_workers_and_is_renewed_at_half_time_until_the_bu
 
 
 def test_without_budget_nothing_starts() -> None:
-    assert reserve_time(Leases(grants=0), MACHINES, clock=FakeClock(), ids=CountingIds(), spender="ada") == NO
+    assert (
+        reserve_time(Leases(grants=0), MACHINES, budget="research", clock=FakeClock(), ids=CountingIds(), spender="ada")
+        == NO
+    )
 
 
 def test_the_policys_meaning_does_not_hang_on_its_machines_and_only_cpu_is_taken() -> None:
     text = "version: 1\nproduct: p\nfavourable_class: y\n"
-    with_machines = parse_spec(text + "machines: {budget: research}\n", Policy, source="policy")
-    assert with_machines.digest == parse_spec(text, Policy, source="policy").digest
+    plain = parse_spec(text, Policy, source="policy")
+    for machines in ("{budget: research}", "{workers: 4}"):
+        assert parse_spec(text + f"machines: {machines}\n", Policy, source="policy").digest == plain.digest
     with pytest.raises(ProjectError):
         parse_spec(text + "machines: {budget: research, accelerators: 1xh100}\n", Policy, source="policy")

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mlops.clock import SystemClock
-from mlops.evaluation import planted
-from mlops.evaluation.checks import poisoning
+from mlops.evaluation import explaining, planted
+from mlops.evaluation.checks import explained_membership, label_only, poisoning
 from mlops.evaluation.gate import judge_hearing
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.policy import Policy
@@ -82,8 +82,9 @@ SLICES = "kind: weak-slices, minimum: 0.4"
 FORCED = f"kind: forced, maximum: 0.3, rows: 500, steps: 8, {CHANGES}"
 INFERENCE = "kind: attribute-inference, column: sector, maximum: 0.1"
 EXPOSURE = "kind: exposure, maximum_bits: 1.7"
-EXPLAINED = "kind: explanation-membership, maximum_auc: 0.56"
+EXPLAINED = "kind: explanation-membership, maximum_auc: 0.56, draws: 20"
 LIBRARY = "kind: library-membership, maximum_auc: 0.56"
+BOUNDARY = "kind: library-membership, attacks: [boundary], maximum_auc: 0.56"
 EXTRACTION = "kind: extraction, queries: [100, 400, 1500], maximum: 0.6, blocking: false"
 CASES = {
     "an honest model has no weak slice": (SLICES, {}, Verdict.PASS),
@@ -99,6 +100,7 @@ CASES = {
     "a memoriser's explanations do": (EXPLAINED, {"change": answers_known_of_members}, Verdict.FAIL),
     "ART finds no members": (LIBRARY, {}, Verdict.PASS),
     "ART finds a memoriser's": (LIBRARY, {"change": answers_known_of_members}, Verdict.FAIL),
+    "labels tell accuracy alone": (BOUNDARY, {}, Verdict.PASS),
     "a simple model is easily copied": (EXTRACTION, {}, Verdict.FAIL),
     "too few numbers to invert": ("kind: inversion, maximum: 0.5", {}, Verdict.UNDECIDED),
     "a lookup is fast": ("kind: latency, maximum_milliseconds: 10000", {}, Verdict.PASS),
@@ -111,6 +113,37 @@ def test_verdict(case: str) -> None:
     check, given, expected = CASES[case]
     result = judge(check, **given)
     assert result.verdict is expected, (result.explanation, [item.claim for item in result.claims])
+
+
+def test_the_boundary_attack_ranks_rows_by_their_distance_within_its_queries() -> None:
+    rows = planted.make_rows(600, seed=1)
+    model, asked = planted.judged_of_score(lambda columns: columns["merit"], name="m"), []
+
+    def counted(columns):
+        asked.append(len(columns["merit"]))
+        return model.run(columns)
+
+    attacked = dataclasses.replace(model, run=counted)
+    scores = label_only.boundary_scores(attacked, rows, donors=rows, queries=50, seed=0)
+    assert sum(asked) == 51 * 600
+    merit, is_right = rows.features["merit"], (rows.features["merit"] > 0) == rows.labels
+    assert (scores[~is_right] == 0).all()
+    near, far = (scores[is_right & mask].mean() for mask in (np.abs(merit) < 0.3, np.abs(merit) > 2))
+    assert near < 0.8 < 0.95 < far
+
+
+def test_what_is_attacked_is_what_explain_tells() -> None:
+    hearing = planted.open_planted(
+        planted.PLANTED[0], policy=policy_of(EXPLAINED), test_rows=400, train_rows=explaining.BACKGROUND_ROWS
+    )
+    row = hearing.test.take(np.array([7]))
+    attacked = explained_membership.explain_as_served(row, hearing, draws=explaining.DRAWS)
+    told = explaining.explain_row(
+        hearing.model, row.features, background=hearing.train, changes=(), favourable="granted"
+    )
+    by_column = {ground.column: ground.log_odds for ground in told.grounds}
+    expected = [by_column[column.name] for column in planted.CONTRACT.inputs] + [told.log_odds]
+    assert attacked[0] == pytest.approx(expected)
 
 
 def test_a_weak_slice_is_named() -> None:
