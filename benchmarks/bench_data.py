@@ -1,4 +1,6 @@
-"""The data plane against DVC's command line, pyarrow, MosaicML streaming and litdata, in one run: `make bench-data`.
+"""The data plane against DVC's command line, pyarrow, MosaicML streaming and litdata: `make bench-data`.
+
+One part by `--only NAME`; its rows replace those of the last run.
 
 Writes benchmarks/results/data.json. Leaves to others: correctness (tests/*/datasets).
 """
@@ -18,9 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from reporting import Row, report
+from reporting import Row, merge, report
 
-from mlops.datasets.building import finish_build, write_group
+from mlops.datasets.building import finish_build, write_shard
 from mlops.datasets.forgetting import forget_subjects
 from mlops.datasets.keeping import keep_builds
 from mlops.datasets.locations import prepare_dvc_files
@@ -89,7 +91,7 @@ def make_dataset(places: Places, *, shards: int, rows: int) -> None:
     sums, made = ColumnSums(), []
     for group in range(shards):
         table = make_rows(schema, group, rows)
-        made += write_group(folder, table, split="train", group=group, size=rows, sums=sums)
+        made.append(write_shard(folder, table, split="train", group=group, part=0, sums=sums))
     manifest = Manifest("big", hex_of(schema.digest), tuple(made), sums.finish(), writer_name())
     keep_builds(places, [finish_build(folder, manifest, schema, part=Part("big"), overlap=0)])
     shutil.rmtree(folder)
@@ -320,18 +322,47 @@ def line(name, *, ours, rival, asked, unit, holds, how) -> Row:
     )
 
 
+IMPORTS = {"images": 1.2, "parquet": 1.2, "arrow": 1.2, "csv": 1.2, "jsonl": 0.4}
+"""Format to gigabytes of decoded columns; as JSON lines 0.4 are 1.4 of text."""
+
+
+def measure_imports(scratch: Path, kinds: list[str]) -> list[Row]:
+    """Peak memory of importing more than a gigabyte in few isolation groups."""
+    found = []
+    for kind in kinds:
+        command = [sys.executable, "benchmarks/data_imports.py", kind, str(scratch / kind), str(IMPORTS[kind])]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        made = json.loads(done.stdout)
+        shutil.rmtree(scratch / kind)
+        peak, rows = made["peak_mb"], made["rows"]
+        how = f"VmHWM of the whole process; {rows:,} rows, {IMPORTS[kind]} GB decoded, in two isolation groups"
+        name = f"import, peak memory ({kind})"
+        found.append(line(name, ours=peak, rival=None, asked="under 1000", unit="MB", holds=peak < 1000, how=how))
+    return found
+
+
+def measure_plane(scratch: Path, *, shards: int, rows: int) -> list[Row]:
+    places = Places(scratch / "project")
+    make_dataset(places, shards=shards, rows=rows)
+    return measure_change(places) + measure_forgetting(places) + measure_reading(places, batch_size=8192)
+
+
 def main() -> None:
+    parts = ["plane", "plan", *(f"import-{kind}" for kind in IMPORTS)]
     parser = argparse.ArgumentParser()
     parser.add_argument("--shards", type=int, default=64)
     parser.add_argument("--rows", type=int, default=380_000, help="rows of a shard; 380,000 make 17 MB")
+    parser.add_argument("--only", choices=parts, action="append")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-data-") as scratch:
-        places = Places(Path(scratch) / "project")
-        make_dataset(places, shards=options.shards, rows=options.rows)
-        results = measure_change(places) + measure_forgetting(places)
-        results += measure_reading(places, batch_size=8192)
-        results += measure_plan() + measure_listing(Path(scratch) / "listing")
-    report("data", results)
+    chosen = options.only or parts
+    with tempfile.TemporaryDirectory(prefix="bench-data-") as folder:
+        scratch, results = Path(folder), []
+        if "plane" in chosen:
+            results += measure_plane(scratch, shards=options.shards, rows=options.rows)
+        if "plan" in chosen:
+            results += measure_plan() + measure_listing(scratch / "listing")
+        results += measure_imports(scratch, [kind for kind in IMPORTS if f"import-{kind}" in chosen])
+    report("data", results if options.only is None else merge("data", results))
 
 
 if __name__ == "__main__":

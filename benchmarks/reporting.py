@@ -42,6 +42,13 @@ def report(room: str, rows: list[Row]) -> None:
     print(f"written to benchmarks/results/{room}.json")
 
 
+def merge(room: str, rows: list[Row]) -> list[Row]:
+    """The rows of the last run with those of a part of it replaced by new ones."""
+    path = RESULTS / f"{room}.json"
+    known = {entry["name"]: Row(**entry) for entry in json.loads(path.read_text())} if path.is_file() else {}
+    return list((known | {row.name: row for row in rows}).values())
+
+
 def median_of(action: Callable[[], float], *, runs: int) -> float:
     """Median of several runs: the machines are noisy."""
     return statistics.median(action() for _ in range(runs))

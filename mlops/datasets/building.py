@@ -10,21 +10,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mlops.datasets.formats import read_blocks
+from mlops.datasets.group_spool import GroupSpool
 from mlops.datasets.leaks import LeakWatch
 from mlops.datasets.manifest import MANIFEST_FILE, SCHEMA_FILE, Manifest, Shard, render_manifest
+from mlops.datasets.overlap import OverlapCount
 from mlops.datasets.parts import Part, plan_parts
 from mlops.datasets.pins import render_directory
 from mlops.datasets.recipe import Recipe
 from mlops.datasets.schema import SUBJECT_COLUMN, Schema, render_schema
 from mlops.datasets.shards import (
     ColumnSums,
-    GroupSpool,
+    cut_rows,
     describe_shard,
     render_shard,
     shard_relpath,
@@ -35,8 +35,6 @@ from mlops.datasets.subjects import HASH_BYTES
 from mlops.datasets.typing_rows import Violations, type_block
 from mlops.errors import DatasetError
 from mlops.provenance.digest import hex_of
-
-_PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ def build_version(
         DatasetError: Rows that are not as the recipe says: all violations, by column.
     """
     schema = recipe.to_schema(name)
-    hashes: dict[str, list[npt.NDArray[np.uint64]]] = {}
+    overlap = OverlapCount(folder / "overlap")
     watch = LeakWatch(schema)
     built: list[tuple[Part, Path, Manifest]] = []
     with GroupSpool(folder / "spool", schema) as spool:
@@ -92,11 +90,11 @@ def build_version(
         for part, groups in plan_parts(name, groups=schema.groups, partitions=recipe.partitions):
             target = folder / (part.name or "version")
             target.mkdir(parents=True)
-            manifest = _build_part(target, spool, recipe, schema=schema, groups=groups, hashes=hashes, watch=watch)
+            manifest = _build_part(target, spool, recipe, schema=schema, groups=groups, overlap=overlap, watch=watch)
             built.append((part, target, manifest))
-    overlap = _count_overlap(hashes)
+    repeated = overlap.finish()
     return tuple(
-        finish_build(target, manifest, schema, part=part, overlap=overlap, refused=refused, leaks=watch.finish())
+        finish_build(target, manifest, schema, part=part, overlap=repeated, refused=refused, leaks=watch.finish())
         for part, target, manifest in built
     )
 
@@ -108,17 +106,18 @@ def _build_part(
     *,
     schema: Schema,
     groups: range,
-    hashes: dict[str, list[npt.NDArray[np.uint64]]],
+    overlap: OverlapCount,
     watch: LeakWatch,
 ) -> Manifest:
-    """Write the shards of some groups; adds row hashes by split, and counts for the leak report."""
+    """Write the shards of some groups; counts them for the reports of overlap and leaks."""
     sums = ColumnSums()
     shards: list[Shard] = []
-    for group, rows in spool.iterate_groups(groups):
+    for group, pieces in spool.iterate_groups(groups):
         split = schema.split_of_group(group)
-        shards.extend(write_group(folder, rows, split=split, group=group, size=recipe.rows_per_shard, sums=sums))
-        hashes.setdefault(split, []).append(hash_rows(rows))
-        watch.add(rows)
+        for part, rows in enumerate(cut_rows(pieces, size=recipe.rows_per_shard)):
+            shards.append(write_shard(folder, rows, split=split, group=group, part=part, sums=sums))
+            overlap.add(rows, split=split)
+            watch.add(rows)
     return Manifest(
         dataset=schema.name,
         schema_sha256=hex_of(schema.digest),
@@ -156,34 +155,14 @@ def finish_build(
     )
 
 
-def write_group(folder: Path, rows: pa.Table, *, split: str, group: int, size: int, sums: ColumnSums) -> list[Shard]:
-    """The shards of one isolation group, on disk; counted into the column digests."""
-    shards = []
-    for part, start in enumerate(range(0, rows.num_rows, size)):
-        piece = rows.slice(start, size)
-        content = render_shard(piece)
-        relpath = shard_relpath(split, group=group, part=part)
-        sums.add(piece, relpath=relpath)
-        (folder / relpath).parent.mkdir(parents=True, exist_ok=True)
-        (folder / relpath).write_bytes(content)
-        shards.append(describe_shard(content, relpath=relpath, rows=piece.num_rows, group=group, split=split))
-    return shards
-
-
-def hash_rows(rows: pa.Table) -> npt.NDArray[np.uint64]:
-    """64-bit hash of each row's values without the subject; for counting duplicates, not for proof."""
-    result = np.zeros(rows.num_rows, dtype=np.uint64)
-    for name in rows.column_names:
-        if name == SUBJECT_COLUMN:
-            continue
-        column = rows.column(name).combine_chunks()
-        flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-        values = np.ascontiguousarray(flat.to_numpy(zero_copy_only=False))
-        words = values.view(np.uint32 if values.dtype.itemsize == 4 else np.uint64).astype(np.uint64)
-        for word in words.reshape(rows.num_rows, -1).T:
-            result = (result ^ word) * _PRIME
-            result ^= result >> np.uint64(29)
-    return result
+def write_shard(folder: Path, rows: pa.Table, *, split: str, group: int, part: int, sums: ColumnSums) -> Shard:
+    """One shard of an isolation group, on disk; counted into the column digests."""
+    content = render_shard(rows)
+    relpath = shard_relpath(split, group=group, part=part)
+    sums.add(rows, relpath=relpath)
+    (folder / relpath).parent.mkdir(parents=True, exist_ok=True)
+    (folder / relpath).write_bytes(content)
+    return describe_shard(content, relpath=relpath, rows=rows.num_rows, group=group, split=split)
 
 
 def _spool_rows(
@@ -216,12 +195,6 @@ def _spool_rows(
     if rows == refused:
         raise DatasetError("the raw files hold no rows", hint="an empty file is never an empty dataset")
     return refused
-
-
-def _count_overlap(hashes: dict[str, list[npt.NDArray[np.uint64]]]) -> int:
-    if "train" not in hashes or "test" not in hashes:
-        return 0
-    return int(np.isin(np.concatenate(hashes["test"]), np.concatenate(hashes["train"])).sum())
 
 
 def _md5(content: bytes) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from mlops.datasets.recipe import CsvFormat, ImagesFormat, Recipe
@@ -23,7 +24,8 @@ from mlops.errors import DatasetError
 
 BLOCK_BYTES = 8 << 20
 BLOCK_ROWS = 65_536
-IMAGES_PER_BLOCK = 256
+PARQUET_BUFFER_BYTES = 64 << 10
+"""For each column; without a buffer the whole column of a row group is read at once."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +83,52 @@ def _read_csv(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
 
 
 def _read_jsonl(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
-    line = 1
-    reader = pa.json.open_json(
-        _open_input(fetched), read_options=pa.json.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
-    )
-    for batch in reader:
-        yield RawBlock(pa.Table.from_batches([batch]), _file_name(fetched), line)
-        line += batch.num_rows
+    """Numbers keep their spelling; nothing is guessed from the first lines, so a column may be mixed."""
+    first, size, rows = 1, 0, []
+    with _open_input(fetched) as source:
+        for number, line in enumerate(io.TextIOWrapper(source, encoding="utf-8"), start=1):
+            try:
+                row = json.loads(line, parse_float=str, parse_int=str, parse_constant=str) if line.strip() else None
+            except json.JSONDecodeError as error:
+                raise ValueError(f"line {number}: {error}") from error
+            if row is None:
+                continue
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no JSON object")
+            rows.append(row)
+            size += len(line)
+            if size >= BLOCK_BYTES:
+                yield RawBlock(_table_of_objects(rows), _file_name(fetched), first)
+                first, size, rows = first + len(rows), 0, []
+    if rows:
+        yield RawBlock(_table_of_objects(rows), _file_name(fetched), first)
+
+
+def _table_of_objects(rows: list[dict[str, Any]]) -> pa.Table:
+    """Lists as float64, everything else as text; a value that is missing is null."""
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        if any(isinstance(value, list) for value in values):
+            columns[name] = pa.array([None if it is None else [float(x) for x in it] for it in values])
+        else:
+            columns[name] = pa.array([_text_of(value) for value in values], pa.string())
+    return pa.table(columns)
+
+
+def _text_of(value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    return str(value).lower() if isinstance(value, bool) else json.dumps(value)
 
 
 def _read_parquet(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
     line = 1
-    with pq.ParquetFile(fetched.path) as file:
-        for batch in file.iter_batches(batch_size=BLOCK_ROWS, use_threads=False):
+    with pq.ParquetFile(fetched.path, buffer_size=PARQUET_BUFFER_BYTES, pre_buffer=False) as file:
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        size = sum(group.total_byte_size for group in groups)
+        rows = count_block_rows(size // max(1, file.metadata.num_rows))
+        for batch in file.iter_batches(batch_size=rows, use_threads=False):
             yield RawBlock(pa.Table.from_batches([batch]), _file_name(fetched), line)
             line += batch.num_rows
 
@@ -103,8 +138,11 @@ def _read_arrow(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
     with pa.memory_map(str(fetched.path)) as source, pa.ipc.open_file(source) as file:
         for number in range(file.num_record_batches):
             batch = file.get_batch(number)
-            yield RawBlock(pa.Table.from_batches([batch]), _file_name(fetched), line)
-            line += batch.num_rows
+            rows = count_block_rows(batch.nbytes // max(1, batch.num_rows))
+            for start in range(0, batch.num_rows, rows):
+                block = pa.Table.from_batches([batch.slice(start, rows)])
+                yield RawBlock(block, _file_name(fetched), line)
+                line += block.num_rows
 
 
 def _read_images(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
@@ -114,8 +152,9 @@ def _read_images(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
     assert isinstance(recipe.format, ImagesFormat)
     channels, height, width = recipe.format.shape
     files = sorted(path for path in fetched.path.rglob("*") if path.is_file())
-    for start in range(0, len(files), IMAGES_PER_BLOCK):
-        chosen = files[start : start + IMAGES_PER_BLOCK]
+    step = count_block_rows(4 * channels * height * width)
+    for start in range(0, len(files), step):
+        chosen = files[start : start + step]
         pixels = np.empty((len(chosen), channels, height, width), dtype=np.float32)
         for number, path in enumerate(chosen):
             try:
@@ -144,6 +183,11 @@ PARSERS: dict[str, Parser] = {
     "parquet": _read_parquet,
     "arrow": _read_arrow,
 }
+
+
+def count_block_rows(row_bytes: int) -> int:
+    """Rows of a block, by the size of one."""
+    return max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, row_bytes)))
 
 
 def _file_name(fetched: FetchedFile) -> str:

@@ -1,16 +1,14 @@
 """Parquet shards: rows of one isolation group, sorted by keyed hash; the same rows give the same bytes anywhere.
 
-Writing in two steps bounds memory by one group: blocks are spooled to one file per group, then each group is sorted
-and written. Leaves to others: typing rows (typing_rows.py) and moving shards (dvc_store.py).
+Leaves to others: typing rows (typing_rows.py), bringing a group's rows together (group_spool.py) and moving shards
+(dvc_store.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlops.datasets.manifest import Shard
-from mlops.datasets.schema import SUBJECT_COLUMN, Schema
+from mlops.datasets.schema import SUBJECT_COLUMN
 from mlops.datasets.subjects import HASH_BYTES
-from mlops.datasets.typing_rows import arrow_schema
 
 ROW_GROUP_ROWS = 16_384
-MAXIMUM_OPEN_SPOOLS = 256
+SHARD_BYTES = 64 << 20
+"""Decoded size of a shard at most, whatever `rows_per_shard` says: a shard is held a few times over while written."""
 
 
 def render_shard(rows: pa.Table) -> bytes:
@@ -88,10 +86,39 @@ def subject_bytes(rows: pa.Table) -> npt.NDArray[np.uint8]:
     return raw[subjects.offset * width : (subjects.offset + len(subjects)) * width].reshape(-1, width)
 
 
+def cut_rows(pieces: Iterable[pa.Table], *, size: int) -> Iterator[pa.Table]:
+    """The rows of `pieces`, in their order, in tables of `size` rows, at most `SHARD_BYTES`; the last has the rest."""
+    waiting: list[pa.Table] = []
+    rows = 0
+    for piece in pieces:
+        if piece.num_rows:
+            size = min(size, max(1, SHARD_BYTES // row_bytes(piece.schema)))
+        waiting.append(piece)
+        rows += piece.num_rows
+        if rows >= size:
+            joined = pa.concat_tables(waiting)
+            whole = rows - rows % size
+            yield from (joined.slice(start, size) for start in range(0, whole, size))
+            waiting, rows = [joined.slice(whole)], rows - whole
+    if rows:
+        yield pa.concat_tables(waiting)
+
+
+def row_bytes(schema: pa.Schema) -> int:
+    """Bytes of one decoded row of a shard: every type in it has a fixed width."""
+    lists = [it.type for it in schema if pa.types.is_fixed_size_list(it.type)]
+    plain = [it.type for it in schema if not pa.types.is_fixed_size_list(it.type)]
+    return (sum(it.bit_width for it in plain) + sum(it.list_size * it.value_type.bit_width for it in lists)) // 8
+
+
+def first_words(rows: pa.Table) -> npt.NDArray[np.uint64]:
+    """The first 8 bytes of each row's keyed hash: as a number."""
+    return np.ascontiguousarray(subject_bytes(rows)[:, :8]).view(">u8").reshape(-1).astype(np.uint64)
+
+
 def groups_of_rows(rows: pa.Table, *, groups: int) -> npt.NDArray[np.int64]:
     """Isolation group of each row (`mlops.datasets.subjects.group_of`, for many)."""
-    first = np.ascontiguousarray(subject_bytes(rows)[:, :8]).view(">u8").reshape(-1)
-    return (first % np.uint64(groups)).astype(np.int64)
+    return (first_words(rows) % np.uint64(groups)).astype(np.int64)
 
 
 def _is_sorted(words: npt.NDArray[np.uint64]) -> bool:
@@ -103,65 +130,6 @@ def _is_sorted(words: npt.NDArray[np.uint64]) -> bool:
             return False
         tied &= values[1:] == values[:-1]
     return True
-
-
-class GroupSpool:
-    """Typed rows on disk by isolation group, between reading raw files and writing shards."""
-
-    def __init__(self, folder: Path, schema: Schema, *, open_files: int = MAXIMUM_OPEN_SPOOLS) -> None:
-        self._folder = folder
-        self._open_files = open_files
-        self._schema = schema
-        self._arrow_schema = arrow_schema(schema.columns)
-        self._writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
-        self._parts: dict[int, int] = {}
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> GroupSpool:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close_writers()
-
-    def append(self, rows: pa.Table) -> None:
-        """Add rows, in raw order."""
-        if not rows.num_rows:
-            return
-        groups = groups_of_rows(rows, groups=self._schema.groups)
-        order = np.argsort(groups, kind="stable")
-        ordered, sorted_groups = rows.take(pa.array(order)), groups[order]
-        starts = np.flatnonzero(np.r_[True, sorted_groups[1:] != sorted_groups[:-1]])
-        for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-            self._writer(int(sorted_groups[start])).write_table(ordered.slice(start, end - start))
-
-    def iterate_groups(self, groups: range) -> Iterator[tuple[int, pa.Table]]:
-        """Every one of `groups` that has rows, ascending, its rows sorted by keyed hash."""
-        self._close_writers()
-        for group in sorted(group for group in self._parts if group in groups):
-            tables = []
-            for part in range(self._parts[group]):
-                with pa.OSFile(str(self._path(group, part))) as source:
-                    tables.append(pa.ipc.open_stream(source).read_all())
-            yield group, sort_rows(pa.concat_tables(tables))
-
-    def _writer(self, group: int) -> pa.ipc.RecordBatchStreamWriter:
-        if group not in self._writers:
-            if len(self._writers) >= self._open_files:
-                self._close_writers()
-            part = self._parts.get(group, 0)
-            self._parts[group] = part + 1
-            self._writers[group] = pa.ipc.new_stream(str(self._path(group, part)), self._arrow_schema)
-        return self._writers[group]
-
-    def _path(self, group: int, part: int) -> Path:
-        return self._folder / f"g{group}-{part}.arrows"
-
-    def _close_writers(self) -> None:
-        for writer in self._writers.values():
-            writer.close()
-        self._writers.clear()
 
 
 def digest_columns(rows: pa.Table, *, relpath: str) -> dict[str, int]:
@@ -180,7 +148,7 @@ def digest_columns(rows: pa.Table, *, relpath: str) -> dict[str, int]:
             width = column.type.byte_width
             digest.update(column.buffers()[1][column.offset * width : (column.offset + len(column)) * width])
         else:
-            digest.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).tobytes())
+            digest.update(np.ascontiguousarray(column.to_numpy(zero_copy_only=False)).data)
         found[name] = int.from_bytes(digest.digest(), "big")
     return found
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mlops.datasets.building import finish_build, write_group
+from mlops.datasets.building import finish_build, write_shard
 from mlops.datasets.manifest import Manifest
 from mlops.datasets.parts import Part
 from mlops.datasets.schema import Schema
@@ -65,7 +65,7 @@ def wide_version(tmp_path, stored):
         columns = [pa.array(chance.random(ROWS, dtype=np.float32)) for _ in range(COLUMNS)]
         answers = pa.array(chance.integers(0, 2, ROWS))
         rows = pa.Table.from_arrays([*columns, answers, subjects], schema=arrow_schema(schema.columns))
-        shards += write_group(tmp_path / "build", rows, split="train", group=group, size=ROWS, sums=sums)
+        shards.append(write_shard(tmp_path / "build", rows, split="train", group=group, part=0, sums=sums))
     manifest = Manifest("wide", hex_of(schema.digest), tuple(shards), sums.finish(), writer_name())
     build = finish_build(tmp_path / "build", manifest, schema, part=Part("wide"), overlap=0)
     return pickle.dumps(stored(build, tmp_path / "objects")), SHARDS * ROWS * (4 * COLUMNS + 8) / 1e6

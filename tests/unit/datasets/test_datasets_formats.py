@@ -8,6 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mlops.datasets.formats import BLOCK_BYTES, count_block_rows, read_blocks
+from mlops.datasets.recipe import RawFile
+from mlops.datasets.sources import FetchedFile
 from mlops.datasets.version import read_split
 from mlops.errors import DatasetError
 
@@ -46,6 +49,55 @@ def test_a_file_of_another_format_is_said(kind, people, tmp_path):
     people.recipe["format"] = {"kind": kind}
     with pytest.raises(DatasetError, match=f"cannot be read as {kind}"):
         people.write().build(tmp_path / kind)
+
+
+def test_json_lines_may_mix_types_and_keys(people, build, tmp_path):
+    """What a parser that guesses types from the first block stumbles over."""
+    for number, row in enumerate(people.rows):
+        row["age"] = (int(row["age"]), float(row["age"]), row["age"])[number % 3]
+        if row["plan"] == "":
+            row["plan"] = None
+            if number % 2:
+                del row["plan"]
+        row |= {"new": [1]} if number > 200 else {}
+    path = people.places.root / "datasets" / "people.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n\n" for row in people.rows))
+    people.recipe["format"] = {"kind": "jsonl"}
+    people.recipe["source"]["files"] = [{"path": "datasets/people.jsonl"}]
+    (people.places.root / "datasets" / "people.yaml").write_text(json.dumps(people.recipe))
+    assert people.build(tmp_path / "mixed").manifest.shards == build.manifest.shards
+
+
+@pytest.mark.parametrize(("line", "said"), [("[1]", "line 301 is no JSON object"), ('{"a": ', "line 301: ")])
+def test_a_line_that_is_no_object_is_named(line, said, people, tmp_path):
+    path = people.places.root / "datasets" / "people.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in people.rows) + line + "\n")
+    people.recipe["format"] = {"kind": "jsonl"}
+    people.recipe["source"]["files"] = [{"path": "datasets/people.jsonl"}]
+    with pytest.raises(DatasetError, match=said):
+        people.write().build(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_a_file_in_one_piece_is_read_in_small_blocks(kind, people):
+    rows = 40_000
+    table = pa.table({f"x{number}": np.arange(rows, dtype=np.float64) + number for number in range(100)})
+    path = people.places.root / f"wide.{kind}"
+    if kind == "parquet":
+        pq.write_table(table, path, row_group_size=rows, use_dictionary=False, compression="none")
+    else:
+        with pa.ipc.new_file(str(path), table.schema) as writer:
+            writer.write_table(table)
+    people.recipe["format"] = {"kind": kind}
+    blocks = list(read_blocks(FetchedFile(RawFile(path=path.name), path, ""), people.write().load_recipe()))
+    assert max(block.table.nbytes for block in blocks) < 1.1 * BLOCK_BYTES
+    assert pa.concat_tables([block.table for block in blocks]) == table
+    assert blocks[1].first_line == blocks[0].table.num_rows + 1
+
+
+def test_large_images_come_a_few_at_a_time():
+    assert count_block_rows(4 * 3 * 1024 * 1024) == 1
+    assert count_block_rows(4 * 28 * 28) == 2_674
 
 
 def test_several_files_make_one_dataset(people, build, tmp_path):

@@ -1,9 +1,11 @@
 import random
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from mlops.datasets import shards
+from mlops.datasets.group_spool import GroupSpool
 from mlops.datasets.subjects import group_of
 from mlops.datasets.version import read_split
 
@@ -50,16 +52,35 @@ def test_a_group_is_cut_into_shards_of_the_stated_size(people, tmp_path):
     assert build.manifest.rows == 300
 
 
-def test_more_groups_than_open_files(version, tmp_path):
+@pytest.mark.parametrize(
+    "limits",
+    [{"open_files": 2}, {"sort_bytes": 1_000}, {"open_files": 2, "sort_bytes": 2_000}],
+    ids=["more groups than open files", "groups larger than what is sorted at once", "both"],
+)
+def test_a_spool_gives_the_same_rows_with_little_memory(limits, version, tmp_path):
     rows = read_split(version, "train")
     found = []
-    for limit in (2, 100):
-        with shards.GroupSpool(tmp_path / str(limit), version.schema, open_files=limit) as spool:
+    for number, options in enumerate(({}, limits)):
+        with GroupSpool(tmp_path / str(number), version.schema, **options) as spool:
             spool.append(rows.slice(0, 50))
             spool.append(rows.slice(50))
-            found.append(list(spool.iterate_groups(range(8))))
+            found.append([(group, list(pieces)) for group, pieces in spool.iterate_groups(range(8))])
     assert len(found[0]) == 5
-    assert found[0] == found[1]
+    assert ("sort_bytes" in limits) == any(len(pieces) > 1 for _, pieces in found[1])
+    assert [(group, pa.concat_tables(pieces)) for group, pieces in found[1]] == [
+        (group, pieces[0]) for group, pieces in found[0]
+    ]
+
+
+def test_pieces_are_cut_to_shards_of_one_size_and_none_is_too_large(version):
+    rows = read_split(version, "train")
+    pieces = [rows.slice(start, 7) for start in range(0, rows.num_rows, 7)]
+    assert pa.concat_tables(shards.cut_rows(pieces, size=20)) == rows
+    assert {it.num_rows for it in list(shards.cut_rows(pieces, size=20))[:-1]} == {20}
+    wide = pa.schema([pa.field("x", pa.list_(pa.field("item", pa.float32(), nullable=False), 1 << 20), nullable=False)])
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(40 << 20, np.float32)), type=wide.field(0).type)
+    cut = shards.cut_rows([pa.Table.from_arrays([values], schema=wide)], size=1_000)
+    assert [it.num_rows for it in cut] == [16, 16, 8], "4 MB a row, at most 64 MB a shard"
 
 
 def test_no_raw_id_and_no_statistics_in_a_shard(build):
