@@ -2,6 +2,7 @@
 SHELL := /bin/bash
 PRODUCT ?= income
 PYTHON := .venv/bin/python
+SHARED := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: help release test test-long check format system setup lock soak-serving clean
@@ -13,7 +14,7 @@ release: setup  ## Bake PRODUCT (default: income): data, sweep, export, gate, re
 	.venv/bin/mlops release $(PRODUCT)
 
 test: system setup check  ## All checks and tests
-	$(PYTHON) -m pytest -m "not gpu and not slow"
+	$(PYTHON) -m pytest -m "not gpu and not slow" $(SHARED)
 
 test-long: system setup check  ## The same tests with larger counts
 	MLOPS_TEST_SCALE=20 $(PYTHON) -m pytest -m "not gpu" --timeout=3600

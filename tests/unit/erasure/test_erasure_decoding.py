@@ -129,7 +129,9 @@ def test_rows_of_a_database_are_looked_into_and_erasures_own_may_hold_the_hash(t
 
 
 @pytest.mark.parametrize(
-    "content", [gzip.compress(ROW * 50)[:40], b"PAR1 cut off", packed_zip(ROW)[:30], b"PK\x03\x04"]
+    "content",
+    [gzip.compress(ROW * 50)[:40], b"PAR1 cut off", packed_zip(ROW)[:30], b"PK\x03\x04"],
+    ids=["gzip", "parquet", "zip", "the head of a zip"],
 )
 def test_what_cannot_be_read_is_told(content):
     assert [leaf for leaf in decode(content, "file") if isinstance(leaf, Undecoded)]
