@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtr
 
 from mlops.evaluation.rates import Evidence, search_factor
 
@@ -174,8 +174,8 @@ class _Pairs:
         above = score_statistic(self.p1, self.n1, self.p2, self.n2, difference=tolerance)
         # "p1 - p2 < tolerance" is "p2 - p1 > -tolerance" with the groups exchanged
         below, _ = _plain_score(self.p2, self.n2, self.p1, self.n1, difference=-tolerance)
-        p_bad = min(1.0, float(stats.norm.sf(np.max(above))) * len(self.p1))
-        return float(stats.norm.sf(np.min(below))), p_bad
+        p_bad = min(1.0, float(ndtr(-np.max(above))) * len(self.p1))
+        return float(ndtr(-np.min(below))), p_bad
 
     def bounds(self, alpha: float) -> tuple[float, float]:
         """Bounds of the maximum gap: the tolerances at which the two tests just stop to reject."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtr  # what scipy.stats.norm calls, a hundred times faster for single numbers
 
 from mlops.evaluation.gaps import GapEvidence, RateTable, bisect
 from mlops.evaluation.rates import Evidence
@@ -42,7 +42,8 @@ def assess_ratio(
 
     def test(ratio: float) -> tuple[float, float]:
         z = ratio_statistic(x1, n1, x2, n2, ratio=ratio)
-        return float(stats.norm.sf(z.min())), min(1.0, float(stats.norm.cdf(z.min())) * len(z))
+        least = float(z.min())
+        return float(ndtr(-least)), min(1.0, float(ndtr(least)) * len(z))
 
     observed = (x1 / n1) / (x2 / n2)
     p_good, p_bad = test(min(max(minimum, 1e-6), 1.0))
