@@ -102,30 +102,37 @@ def run(
 def sign(product: str, about: str, until: datetime, reason: str, person: str | None, *, dry_run: bool) -> None:
     """Waive the undecided check ABOUT for PRODUCT's newest candidate, or state that the clause ABOUT is kept."""
     from mlops.cli.approve import only_person
-    from mlops.evaluation import judging, signed_files
-    from mlops.evaluation.policy import load_policy
+    from mlops.deploy.gate_signatures import object_to_signing
+    from mlops.deploy.roles import load_roles
+    from mlops.evaluation import judging, signed_files, store
+    from mlops.evaluation.policy import find_owner, load_policy
     from mlops.evaluation.signed_answers import Signed
     from mlops.project.opening import open_project
     from mlops.provenance.keys import load_key
     from mlops.training.candidate import load_candidate
 
-    places = open_project().places
-    policy = load_policy(places.policy_file(product))
-    is_check = about in {rule.name for rule in policy.checks}
-    if not is_check and about not in {clause.id for clause in policy.values if clause.check is None}:
-        raise ProjectError(
-            f"{places.policy_file(product)} has no check and no clause without a check called {about!r}",
-            hint="name one of them; `mlops gate show` lists what is undecided",
-        )
+    project = open_project()
+    places = project.places
+    policy = load_policy(places.policy_file(project.require_product(product)))
+    owner, is_check = find_owner(policy, about)
     newest = load_candidate(judging.find_newest_candidate(places, product=product)).digest if is_check else None
     name = person or only_person(places.keys_folder)
     until_us = int(until.replace(tzinfo=UTC).timestamp()) * 1_000_000
-    answer = Signed(about, newest, by=name, reason=reason, until_us=until_us)
+    answer, key = Signed(about, newest, by=name, reason=reason, until_us=until_us), load_key(places.keys_folder, name)
     what = f"a waiver of {about} for candidate {newest[7:19]}" if newest else f"a statement that {about} is kept"
+    objections = object_to_signing(
+        answer,
+        owner=owner,
+        public=key.public,
+        verdict=store.find_verdict(places, product=product, candidate=newest, check=about) if newest else None,
+        roles=load_roles(places),
+        now_us=project.clock.now_us(),
+    )
+    if objections:
+        refuse(Refusal(objections), what=f"{what} by {name} would not count")
     if dry_run:
         click.echo(f"would sign as {name} {what}, until {until.date()}")
         return
-    key = load_key(places.keys_folder, name)
     path = signed_files.keep_answer(
         places, signed_files.sign_answer(answer, product=product, policy=policy.digest, key=key), product=product
     )

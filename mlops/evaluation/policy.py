@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, field_validator, model_validator
 
+from mlops.errors import ProjectError
 from mlops.evaluation.behaviour_rules import (
     ArbitrarinessRule,
     AttributionRule,
@@ -301,3 +302,23 @@ def load_policy(path: Path) -> Policy:
         ProjectError: Absent or wrong; all problems at once.
     """
     return load_spec(path, Policy)
+
+
+def find_owner(policy: Policy, about: str) -> tuple[str, bool]:
+    """Role that may sign about a check or a clause, and whether it is a check.
+
+    Raises:
+        ProjectError: There is neither; or a check answers the clause, so nobody's word does.
+    """
+    for rule in policy.checks:
+        if rule.name == about:
+            return rule.owner, True
+    for clause in policy.values:
+        if clause.id == about and clause.check is None:
+            return clause.owner, False
+        if clause.id == about:
+            raise ProjectError(f"the clause {about} is answered by the check {clause.check}, not by a statement")
+    raise ProjectError(
+        f"the policy of {policy.product} has no check and no clause called {about!r}",
+        hint=f"mlops gate show {policy.product} lists what is undecided",
+    )

@@ -48,13 +48,25 @@ def apply_waivers(
     def waived(check: CheckResult) -> CheckResult:
         if check.verdict is not Verdict.UNDECIDED:
             return check
+        faults = []
         for waiver in waivers:
-            is_meant = waiver.subject == check.name and waiver.candidate == candidate
-            if is_meant and waiver.until_us > now_us and verify(waiver, check.owner):
+            if waiver.subject != check.name:
+                continue
+            fault = _find_fault(waiver, candidate=candidate, owner=check.owner, now_us=now_us, verify=verify)
+            if not fault:
                 return replace(check, waiver=_describe(waiver))
-        return check
+            faults.append(f"a waiver by {waiver.by} does not count: {fault}")
+        return replace(check, explanation="; ".join([check.explanation, *faults]))
 
     return tuple(waived(check) for check in checks)
+
+
+def _find_fault(waiver: Signed, *, candidate: str, owner: str, now_us: int, verify: Verify) -> str:
+    if waiver.candidate != candidate:
+        return f"it is for {'another candidate' if waiver.candidate else 'no candidate'}"
+    if waiver.until_us <= now_us:
+        return f"it ended on {render_time(waiver.until_us)}"
+    return "" if verify(waiver, owner) else f"its signature is not that of somebody with the role {owner}"
 
 
 def answer_clauses(

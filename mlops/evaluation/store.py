@@ -62,6 +62,15 @@ def find_newest(places: Places, *, product: str) -> Path | None:
     return max(found, default=(0, None))[1]
 
 
+def find_verdict(places: Places, *, product: str, candidate: str, check: str) -> str | None:
+    """What the newest result of a candidate says of a check; None when it was not judged, or without that check."""
+    folder = find_newest(places, product=product)
+    content = {} if folder is None else load_kept(folder)
+    if content.get("candidate") != candidate:
+        return None
+    return next((item["verdict"] for item in content["checks"] if item["name"] == check), None)
+
+
 def purge_findings(places: Places) -> bool:
     """Drop what checks found, kept by digest for the next run of a gate; says whether there was anything.
 

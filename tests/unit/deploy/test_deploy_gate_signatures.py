@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mlops.clock import SystemClock
-from mlops.deploy.gate_signatures import gate_verifier
+from mlops.deploy.gate_signatures import gate_verifier, object_to_signing
 from mlops.deploy.roles import RolesSpec
 from mlops.evaluation.signed_answers import Signed
 from mlops.evaluation.signed_files import keep_answer, load_answers, sign_answer
@@ -65,3 +65,30 @@ def test_files_come_back_as_waivers_and_statements(tmp_path: Path, keys: dict) -
     waivers, statements = load_answers(Places(tmp_path), "p")
     assert [dataclasses.replace(item, envelope="") for item in (*waivers, *statements)] == [waiver, statement]
     assert load_answers(Places(tmp_path), "other") == ((), ())
+
+
+OBJECTIONS = {
+    "nothing is wrong": ({}, []),
+    "a clause has no verdict": ({"verdict": None}, []),
+    "what fails cannot be waived": ({"verdict": "FAIL"}, ["shown-bad"]),
+    "what passes needs no waiver": ({"verdict": "PASS"}, ["passes"]),
+    "the end is over": ({"until_us": 5}, ["over"]),
+    "no reason": ({"reason": "  "}, ["no-reason"]),
+    "somebody else's role": ({"owner": "security"}, ["no-role"]),
+    "somebody else's key": ({"by": "bob"}, ["unknown-key"]),
+}
+
+
+@pytest.mark.parametrize("case", OBJECTIONS)
+def test_what_would_not_count_is_said_before_it_is_signed(case: str, keys: dict) -> None:
+    given, expected = OBJECTIONS[case]
+    people = {"ada": {"keys": [keys["ada"].public], "roles": ["privacy"]}, "bob": {"roles": ["privacy"]}}
+    found = object_to_signing(
+        Signed("it", CANDIDATE, given.get("by", "ada"), given.get("reason", "seen"), given.get("until_us", 10**16)),
+        owner=given.get("owner", "privacy"),
+        public=keys["ada"].public,
+        verdict=given.get("verdict", "UNDECIDED"),
+        roles=RolesSpec(version=1, people=people),
+        now_us=SystemClock().now_us(),
+    )
+    assert [reason.code for reason in found] == expected

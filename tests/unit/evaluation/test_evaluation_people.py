@@ -49,17 +49,21 @@ def test_a_valid_waiver_lets_one_undecided_check_through() -> None:
 
 
 NOT_WAIVED = {
-    "expired": waiver(until_us=NOW),
-    "for another candidate": waiver(candidate="sha256:d"),
-    "for every candidate": waiver(candidate=None),
-    "for another check": waiver(subject="loss"),
-    "with a forged signature": dataclasses.replace(waiver(), envelope="forged"),
+    "expired": (waiver(until_us=NOW), "it ended on 2027-01-15"),
+    "for another candidate": (waiver(candidate="sha256:d"), "another candidate"),
+    "for every candidate": (waiver(candidate=None), "no candidate"),
+    "for another check": (waiver(subject="loss"), ""),
+    "with a forged signature": (dataclasses.replace(waiver(), envelope="forged"), "the role me"),
 }
 
 
 @pytest.mark.parametrize("case", NOT_WAIVED)
-def test_other_waivers_do_nothing(case: str) -> None:
-    assert not judge(OPEN, signed=answers(waivers=(NOT_WAIVED[case],))).is_go
+def test_other_waivers_do_nothing_and_the_report_says_why(case: str) -> None:
+    signed, words = NOT_WAIVED[case]
+    result = judge(OPEN, signed=answers(waivers=(signed,)))
+    assert not result.is_go
+    assert words in result.checks[0].explanation
+    assert ("does not count" in result.checks[0].explanation) is bool(words)
 
 
 def test_a_fail_cannot_be_waived_and_nothing_signed_counts_without_a_verifier() -> None:
