@@ -56,7 +56,10 @@ def apply_waivers(
             if not fault:
                 return replace(check, waiver=_describe(waiver))
             faults.append(f"a waiver by {waiver.by} does not count: {fault}")
-        return replace(check, explanation="; ".join([check.explanation, *faults]))
+        if not faults:
+            return check
+        explanation = "; ".join([check.explanation, *faults])
+        return replace(check, explanation=explanation, details={**check.details, "not_waived": faults})
 
     return tuple(waived(check) for check in checks)
 

@@ -10,6 +10,9 @@ DECIMAL_CLAIMS = frozenset({"epsilon", "change of loss"})
 """Claims whose numbers are no shares, whatever their kind."""
 DECIMAL_KINDS = frozenset({"loss", "parity", "size", "exposure"})
 """Kinds whose numbers are no shares; all others are shown in percent or points."""
+GAP_KINDS = frozenset({"selection-rate-gap", "equalized-odds-gap", "equal-opportunity-gap", "mean-gap"})
+"""Kinds whose claims are named after what the groups are made by."""
+MANY_ROWS = 1_000_000
 NEXT_STEPS = {
     "attribute-missing": "join the attribute to the test rows (it need not be an input of the model)",
     "single-group": "test rows of a second group are needed",
@@ -50,7 +53,7 @@ def headline(result: GateResult) -> str:
         through = [check for check in blocking if check.verdict is Verdict.UNDECIDED]
         shown = _many(len(blocking) - len(through), "blocking check is", "blocking checks are")
         also = f" {_many(len(through), 'stays', 'stay')} undecided, which the policy allows." if through else ""
-        return f"{shown} shown to hold.{also}"
+        return f"{shown} shown to hold.{also}{_say_advice(result)}"
     failed = sum(1 for check in stopping if check.verdict is Verdict.FAIL)
     parts = [f"{_many(failed, 'check is', 'checks are')} shown to be violated"] if failed else []
     if len(stopping) > failed:
@@ -58,11 +61,20 @@ def headline(result: GateResult) -> str:
     return f"{' and '.join(parts)}."
 
 
+def _say_advice(result: GateResult) -> str:
+    """What the advisory checks say, for who approves; empty when all of them hold."""
+    verdicts = [check.verdict for check in result.checks if not check.is_blocking]
+    failed, open_ = verdicts.count(Verdict.FAIL), verdicts.count(Verdict.UNDECIDED)
+    parts = [_many(failed, "fails", "fail")] if failed else []
+    parts += [_many(open_, "stays undecided", "stay undecided")] if open_ else []
+    return f" Of the checks that only advise, {' and '.join(parts)}: see below before you approve." if parts else ""
+
+
 def advise(result: GateResult) -> list[Advice]:
     """Everything that is not a PASS, what stops first."""
     open_checks = sorted(
         (check for check in result.checks if check.verdict is not Verdict.PASS),
-        key=lambda check: (not check.is_stopping, not check.is_blocking, check.verdict.value),
+        key=lambda check: (not check.is_stopping, check.verdict is not Verdict.FAIL, not check.is_blocking),
     )
     return [Advice(check, why=explain_check(check), change=suggest_change(check)) for check in open_checks]
 
@@ -74,7 +86,8 @@ def explain_check(check: CheckResult) -> str:
         return f"{check.explanation[:1].upper()}{check.explanation[1:]}."
     others = sum(1 for other in check.claims if other.verdict is check.verdict) - 1
     more = f" The same holds for {others} more." if others and check.verdict is not Verdict.PASS else ""
-    return describe_claim(judged, kind=check.kind) + more
+    faults = "".join(f" {fault[:1].upper()}{fault[1:]}." for fault in check.details.get("not_waived", ()))
+    return describe_claim(judged, kind=check.kind) + more + faults
 
 
 def describe_claim(judged: JudgedClaim, *, kind: str) -> str:
@@ -84,11 +97,13 @@ def describe_claim(judged: JudgedClaim, *, kind: str) -> str:
     kind = "loss" if claim.name in DECIMAL_CLAIMS else kind
     if evidence is None:
         return f"{claim.name}: {claim.text}."
-    name = "" if claim.name == "all" else f"{claim.name}: "
+    is_gap = kind in GAP_KINDS and claim.direction == "at most"
+    name = "" if claim.name == "all" else f"{'gap by ' if is_gap else ''}{claim.name}: "
     bounds = f"between {show(evidence.lower, kind)} and {show(evidence.upper, kind)} with the rows at hand"
     if evidence.lower == evidence.upper:
         bounds = "measured exactly"
     text = f" ({claim.text})" if claim.text else ""
+    name = f"{name[:1].upper()}{name[1:]}"
     return (
         f"{name}{show(evidence.estimate, kind)}, {bounds}; asked is {claim.direction} "
         f"{show(claim.threshold, kind)}{text}."
@@ -108,9 +123,11 @@ def suggest_change(check: CheckResult) -> str:
     ]
     if needed:
         rows = f"about {max(needed):,} more test rows would decide it, if the rates stay as they are"
+        if max(needed) > MANY_ROWS:
+            rows = f"the value lies so near the limit that more than {MANY_ROWS:,} further test rows would be needed"
         hint = f"{rows}; {hint}" if hint else rows
     elif not hint and judged is not None and judged.claim.evidence is not None:
-        hint = "the value lies so near the limit that more rows would hardly decide; move the value"
+        hint = _show_with_these_rows(judged.claim, kind=check.kind)
     return f"{hint[:1].upper()}{hint[1:]}." if hint else "Mend what is named above."
 
 
@@ -124,6 +141,16 @@ def _move(claim: Claim, *, kind: str) -> str:
     return (
         f"{what} must {'rise' if is_minimum else 'fall'} by {show(distance, kind)} to reach the limit, and by about "
         f"{show(distance + max(slack, 0.0), kind)} to show it with these rows."
+    )
+
+
+def _show_with_these_rows(claim: Claim, *, kind: str) -> str:
+    assert claim.evidence is not None
+    is_minimum = claim.direction == "at least"
+    distance = claim.threshold - claim.evidence.lower if is_minimum else claim.evidence.upper - claim.threshold
+    return (
+        "the value lies too near the limit for these rows: it must "
+        f"{'rise' if is_minimum else 'fall'} by about {show(abs(distance), kind)} to be shown to hold"
     )
 
 

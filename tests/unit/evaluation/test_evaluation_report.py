@@ -1,5 +1,6 @@
 """The page and the terminal say the same, load nothing from outside, and are kept so that a change is noticed."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlops.evaluation.policy import Policy
 from mlops.evaluation.report import render_report, render_text
 from mlops.evaluation.store import find_newest, keep_result, load_kept
 from mlops.evaluation.verdicts import GateResult
+from mlops.evaluation.wording import suggest_change
 from mlops.places import Places
 from mlops.specs import parse_spec
 
@@ -55,6 +57,30 @@ def test_the_page_stands_alone_and_escapes_what_people_wrote(result: GateResult)
     assert "<b>Right</b>" not in page
     assert page.index("NO GO") < page.index("What would change it") < page.index("All checks at a glance")
     assert page.count("<svg") > 5
+
+
+def test_who_approves_is_told_what_only_advises_and_how_far_it_is_from_its_limit() -> None:
+    advisory = "blocking: false, owner: me, reason: a reason of a sentence"
+    policy = parse_spec(
+        "version: 1\nproduct: planted\nfavourable_class: granted\nchecks:\n"
+        "  - {name: acc, kind: accuracy, minimum: 0.5, owner: me, reason: a reason of a sentence}\n"
+        f"  - {{name: gap, kind: selection-rate-gap, by: [area], maximum: 0.03, {advisory}}}\n"
+        f"  - {{name: near, kind: functionality, given: {{hours: 40}}, answer: granted, maximum: 0.49, {advisory}}}\n"
+        f"  - {{name: high, kind: accuracy, minimum: 0.99, {advisory}}}\n",
+        Policy,
+        source="policy",
+    )
+    hearing = open_planted(PLANTED[0], policy=policy, test_rows=800, train_rows=800)
+    found = judge_hearing(hearing, candidate="sha256:" + "c" * 64, clock=SystemClock(), inputs={})
+    text = render_text(found)
+    assert "checks that only advise, 1 fails and 2 stay undecided: see below before you approve" in text.splitlines()[0]
+    assert text.index("high (FAIL, advisory)") < text.index("near (UNDECIDED, advisory)")
+    assert "Gap by area: " in text
+    (judged,) = found.checks[2].claims
+    for rows, words in ((None, "it must fall by about 3.3 %"), (2_000_000, "more than 1,000,000"), (9, "About 9 more")):
+        claim = dataclasses.replace(judged.claim, rows_needed=rows)
+        check = dataclasses.replace(found.checks[2], claims=(dataclasses.replace(judged, claim=claim),))
+        assert words in suggest_change(check)
 
 
 def test_the_terminal_says_what_the_page_says(result: GateResult) -> None:
