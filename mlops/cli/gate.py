@@ -190,8 +190,11 @@ def _run_self_test(*, seed: int, as_json: bool) -> None:
         changed = [{"changed": line.changed, "right": line.is_right} for line in steady]
         emit_json({"planted": planted, "steady": changed})
     else:
-        rows = [("right" if line.is_right else "WRONG", line.planted.name, line.said) for line in lines]
-        click.echo(render_table(("gate was", "planted", "stopped by"), rows))
+        rows = [
+            ("right" if line.is_right else "WRONG", line.planted.name, line.planted.expected_check or "-", line.said)
+            for line in lines
+        ]
+        click.echo(render_table(("gate was", "planted", "must be stopped by", "stopped by"), rows))
         click.echo("")
         moved = [("right" if line.is_right else "WRONG", line.changed, line.second[7:19]) for line in steady]
         click.echo(render_table(("gate was", "what must not matter", "result"), moved))
