@@ -73,6 +73,10 @@ class LedgerError(MlopsError):
     exit_code = 8
 
 
+class LedgerUnreachable(LedgerError):  # noqa: N818 - as EnvironmentFault
+    """The connection to the ledger failed; whether the last change was kept is not known. Trying later may help."""
+
+
 class EnvironmentFault(MlopsError):  # noqa: N818 - OSError has an alias of the better name
     """The machine lacks something: a system tool, a free port, disk space, a Ray cluster."""
 

@@ -23,7 +23,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from mlops.clock import Clock
-from mlops.errors import LedgerError
+from mlops.errors import LedgerError, LedgerUnreachable
 from mlops.ledger import sql_events
 from mlops.ledger.fair_queue import wait_turn
 from mlops.ledger.migrations import find_missing, migrate
@@ -154,7 +154,7 @@ class Ledger:
         try:
             os.fdatasync(descriptor)
         except OSError as error:
-            raise LedgerError(
+            raise LedgerUnreachable(
                 f"ledger {self.engine.url.database}: the disk did not confirm the last change: {error}",
                 hint="look at the disk, then run the command again: a change that is there is not made twice",
             ) from error
@@ -244,4 +244,5 @@ def translate_error(error: sa.exc.DBAPIError, engine: sa.Engine) -> LedgerError:
         "not a database": "restore it with `mlops restore`, or move it away to start an empty one",
     }
     hint = next((hint for word, hint in hints.items() if word in text), "")
-    return LedgerError(f"ledger {where}: {text.strip()}", hint=hint)
+    is_passing = isinstance(error, (sa.exc.OperationalError, sa.exc.InterfaceError))
+    return (LedgerUnreachable if is_passing else LedgerError)(f"ledger {where}: {text.strip()}", hint=hint)

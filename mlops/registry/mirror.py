@@ -73,7 +73,7 @@ class Mirror(Protocol):
         ...
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int, at_us: int | None = None) -> None:
-        """Numbers at a step; NaN and infinities are shown as such."""
+        """Numbers at a step; NaN and infinities are shown as such. Said again with the same time they stay once."""
         ...
 
     def log_file(self, run_id: str, path: Path, *, folder: str = "") -> None:
@@ -181,6 +181,8 @@ class MemoryRun:
     dataset: DatasetReference | None
     product: str
     metrics: list[tuple[str, float, int]] = field(default_factory=list)
+    times: set[tuple[str, int, int | None]] = field(default_factory=set)
+    """Name, step and time of what is in `metrics`: the same number of the same moment is kept once, as by MLflow."""
     files: dict[str, bytes] = field(default_factory=dict)
     """Artefact path to content."""
     status: str = "RUNNING"
@@ -254,7 +256,11 @@ class MemoryMirror:
 
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], *, step: int, at_us: int | None = None) -> None:
         """See `Mirror`."""
-        self.runs[run_id].metrics.extend((name, float(value), step) for name, value in metrics.items())
+        run = self.runs[run_id]
+        for name, value in metrics.items():
+            if at_us is None or (name, step, at_us) not in run.times:
+                run.times.add((name, step, at_us))
+                run.metrics.append((name, float(value), step))
 
     def log_file(self, run_id: str, path: Path, *, folder: str = "") -> None:
         """See `Mirror`."""

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlops.clock import Clock
 from mlops.datasets.version import DatasetVersion
 from mlops.errors import Reason, Refusal, TrainingError
 from mlops.files import write_atomically
-from mlops.ids import Ids
 from mlops.ledger.connection import Ledger
 from mlops.provenance.digest import digest_file, digest_json
-from mlops.registry.mirror import Mirror
 from mlops.training import sql_trials
-from mlops.training.attempt import Crew
 from mlops.training.isolation import ENSEMBLES_FOLDER, SHARDS_FILE, Member, Slice, plan_members
-from mlops.training.leasing import GroupLeases
+from mlops.training.ledger_loss import outlast
 from mlops.training.spec import MEMBER, Choice, Isolation, Pruner, StopEarly, SweepSpec, Value
 from mlops.training.sql_trials import COMPLETE
-from mlops.training.sweep import Ensemble, SweepRequest, TrialResult, drive, load_trials, make_task, open_book
+from mlops.training.sweep import (
+    Ensemble,
+    SweepGround,
+    SweepRequest,
+    TrialResult,
+    drive,
+    load_trials,
+    make_task,
+    open_book,
+)
 from mlops.training.sweep_book import SweepBook
 from mlops.training.sweep_driver import STOPPED_BY_REQUEST
 from mlops.training.sweep_state import MemberTask
@@ -69,28 +74,12 @@ class EnsembleRequest:
         )
 
 
-def train_ensemble(
-    request: EnsembleRequest,
-    *,
-    ledger: Ledger,
-    clock: Clock,
-    ids: Ids,
-    leases: GroupLeases,
-    mirror: Mirror,
-    open_crew: Callable[[], Crew],
-    say: Callable[[str], None],
-) -> Ensemble | Refusal:
+def train_ensemble(request: EnsembleRequest, ground: SweepGround) -> Ensemble | Refusal:
     """Train the members that are not there yet, and join the weights of all.
 
     Args:
         request: Whom to train, on what.
-        ledger: Keeps each member as a trial of a sweep of its own.
-        clock: Time.
-        ids: New identifiers.
-        leases: Where groups pay before they start.
-        mirror: Shows the members to people.
-        open_crew: Makes the worker groups' crew; called only when a member is to be trained.
-        say: Prints one line of progress.
+        ground: What it stands on; each member is a trial of a sweep of its own.
 
     Returns:
         The ensemble; or a refusal: the budget does not allow it, or it was stopped.
@@ -98,27 +87,38 @@ def train_ensemble(
     Raises:
         TrainingError: A member failed, or isolation does not fit the data.
     """
-    members = request.members()
-    checkpoints = request.sweep.checkpoints
+    members, checkpoints = request.members(), request.sweep.checkpoints
     missing = [member for member in members if not _weights_of(member, checkpoints).is_file()]
     trials: tuple[TrialResult, ...] = ()
     sweep_id = ""
     if missing:
-        say(f"ensemble: {len(members) - len(missing)} of {len(members)} members are there; training the others")
+        ground.say(f"ensemble: {len(members) - len(missing)} of {len(members)} members are there; training the others")
         for member in missing:
             _announce(member, request, checkpoints)
-        book, sweep = _open_members(request, missing, ledger=ledger, mirror=mirror, clock=clock)
-        tasks = {member.number: _task_of(member, checkpoints) for member in missing}
-        task = make_task(sweep, book, trainer_digest=sweep.inputs.get("trainer", ""), members=tasks)
-        ended = drive(sweep.spec, task, book, leases=leases, ids=ids, open_crew=open_crew, say=say)
-        refusal = _conclude_members(book, sweep.spec, ended=ended)
-        if refusal is not None:
-            return refusal
-        sweep_id, trials = book.sweep_id, load_trials(ledger, book.sweep_id)
+        sweep = _plan_sweep(request, missing, ground.ledger)
+        trained = outlast(
+            lambda is_again: _train_missing(sweep, missing, ground, is_again=is_again),
+            ledger=ground.ledger,
+            clock=ground.clock,
+            say=ground.say,
+        )
+        if isinstance(trained, Refusal):
+            return trained
+        sweep_id, trials = sweep.sweep_id, trained
         for trial in trials:
             _keep_weights(members[int(trial.params[MEMBER])], trial, checkpoints)
     path = _join(members, checkpoints)
     return Ensemble(len(members), sweep_id, trials, path, digest_file(path))
+
+
+def _train_missing(
+    sweep: SweepRequest, missing: list[Member], ground: SweepGround, *, is_again: bool
+) -> tuple[TrialResult, ...] | Refusal:
+    book = open_book(sweep, ground, is_again=is_again)
+    tasks = {member.number: _task_of(member, sweep.checkpoints) for member in missing}
+    task = make_task(sweep, book, trainer_digest=sweep.inputs.get("trainer", ""), members=tasks)
+    ended = drive(sweep.spec, task, book, ground)
+    return _conclude_members(book, sweep.spec, ended=ended) or load_trials(ground.ledger, book.sweep_id)
 
 
 def plan_retrain(request: EnsembleRequest) -> dict[int, int]:
@@ -131,15 +131,13 @@ def plan_retrain(request: EnsembleRequest) -> dict[int, int]:
     }
 
 
-def _open_members(
-    request: EnsembleRequest, missing: list[Member], *, ledger: Ledger, mirror: Mirror, clock: Clock
-) -> tuple[SweepBook, SweepRequest]:
+def _plan_sweep(request: EnsembleRequest, missing: list[Member], ledger: Ledger) -> SweepRequest:
     """The sweep to run; a finished one whose weights were removed is of no use, and gets a successor."""
     for generation in itertools.count():
         sweep = _sweep_of_members(request, missing, generation=generation)
         trials = load_trials(ledger, sweep.sweep_id)
         if all(it.weights_file is None or it.weights_file.is_file() for it in trials):
-            return open_book(sweep, ledger=ledger, mirror=mirror, clock=clock), sweep
+            return sweep
     raise AssertionError("unreachable")
 
 

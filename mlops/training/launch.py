@@ -28,7 +28,7 @@ from mlops.training.locked_environment import read_pins
 from mlops.training.optuna_search import only_point
 from mlops.training.ray_ephemeral import ClusterLeases, ClusterStarter, CommandStarter, started_cluster, stop_orphans
 from mlops.training.spec import SweepSpec, Value, load_sweep_spec, verify_parameters
-from mlops.training.sweep import Ensemble, SweepOutcome, SweepRequest, run_sweep
+from mlops.training.sweep import Ensemble, SweepGround, SweepOutcome, SweepRequest, run_sweep
 
 WORKER_CODE = (
     "mlops.datasets.reader",
@@ -126,22 +126,17 @@ def launch_sweep(
     leases = paid or leases
     with ExitStack() as stack:
 
-        def open_crew() -> Crew:
+        def open_crew() -> Crew | Refusal:
             stack.close()  # what a crew before this one held
             opened = _open_crew(places, request, version=version, say=say, leases=leases, paid=paid, starter=starter)
             return stack.enter_context(opened)
 
+        ground = SweepGround(
+            ledger=ledger, clock=clock, ids=ids, leases=leases, mirror=mirror, open_crew=open_crew, say=say
+        )
+
         def join(params: Mapping[str, Value]) -> Ensemble | Refusal:
-            return train_ensemble(
-                EnsembleRequest(request, version=version, params=params),
-                ledger=ledger,
-                clock=clock,
-                ids=ids,
-                leases=leases,
-                mirror=mirror,
-                open_crew=open_crew,
-                say=say,
-            )
+            return train_ensemble(EnsembleRequest(request, version=version, params=params), ground)
 
         only = only_point(request.spec) if request.spec.isolation is not None else None
         if only is not None:  # a retrain with released parameters: nothing to search, only members to train
@@ -149,16 +144,7 @@ def launch_sweep(
             ensemble = join(only)
             if isinstance(ensemble, Refusal) or ensemble.trained:
                 return ensemble if isinstance(ensemble, Refusal) else _outcome_of(ensemble, only)
-        outcome = run_sweep(
-            request,
-            ledger=ledger,
-            clock=clock,
-            ids=ids,
-            leases=leases,
-            mirror=mirror,
-            open_crew=open_crew,
-            say=say,
-        )
+        outcome = run_sweep(request, ground)
         if isinstance(outcome, Refusal) or request.spec.isolation is None:
             return outcome
         ensemble = join(outcome.winner.params)
@@ -175,8 +161,8 @@ def _open_crew(
     leases: GroupLeases,
     paid: ClusterLeases | None,
     starter: ClusterStarter,
-) -> Iterator[Crew]:
-    """The crew on the sweep's cluster; with `paid` on one of its own, which ends with the block."""
+) -> Iterator[Crew | Refusal]:
+    """The crew on the sweep's cluster; with `paid` on one of its own, if that is paid for, until the block ends."""
     with ExitStack() as stack:
         address, spec = "", request.spec
         if paid is not None:
@@ -190,7 +176,11 @@ def _open_crew(
                 starter=starter,
                 say=say,
             )
-            address = stack.enter_context(own)
+            started = stack.enter_context(own)
+            if isinstance(started, Refusal):
+                yield started
+                return
+            address = started
         report = leases.report_nodes
         opened = open_ray_crew(places, spec, version=version, say=say, report_nodes=report, address=address)
         yield stack.enter_context(opened)

@@ -22,7 +22,7 @@ import yaml
 from mlops.budgets.lease_types import Lease, LeaseRequest, LeaveOrder, Settlement
 from mlops.budgets.state import Node
 from mlops.clock import SECOND_US, Clock
-from mlops.errors import EnvironmentFault, Refusal, TrainingError
+from mlops.errors import EnvironmentFault, Refusal
 from mlops.files import write_atomically
 from mlops.places import Places
 from mlops.training.leasing import GroupLeases, own_limits, settle_group
@@ -218,18 +218,18 @@ def started_cluster(
     leases: ClusterLeases,
     starter: ClusterStarter,
     say: Callable[[str], None],
-) -> Iterator[str]:
-    """A cluster for the sweep's groups inside the block; gives its address.
+) -> Iterator[str | Refusal]:
+    """A cluster for the sweep's groups inside the block; gives its address, or why the budget does not pay for it.
 
     Raises:
-        TrainingError: The budget does not pay for it.
         EnvironmentFault: It did not start before its deadline.
     """
     plan, cluster, kind = plan_nodes(spec), cluster_of(spec), starter.find_kind()
     content = render_cluster(spec, kind=kind, name=sweep_id, lock=lock)
     paid = leases.pay(_ask(spec, plan, sweep_id=sweep_id, spender=spender))
     if isinstance(paid, Refusal):
-        raise TrainingError(f"the cluster of {sweep_id} is not paid: {paid.render_text()}")
+        yield paid
+        return
     folder = places.state / "clusters"
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{sweep_id}.yaml"

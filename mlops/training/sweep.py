@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
+from mlops.budgets.lease_rows import LeaseRow, list_of_sweep
 from mlops.clock import Clock
 from mlops.errors import ProjectError, Reason, Refusal, TrainingError
 from mlops.ids import Ids
@@ -21,6 +24,7 @@ from mlops.registry.mirror import DatasetReference, Mirror
 from mlops.training import sql_trials
 from mlops.training.attempt import Crew
 from mlops.training.leasing import GroupLeases, Leases, settle_group
+from mlops.training.ledger_loss import outlast
 from mlops.training.optuna_search import fit_earlier
 from mlops.training.spec import SweepSpec, verify_parameters
 from mlops.training.sql_trials import FAILED, TrialRow
@@ -112,28 +116,30 @@ class SweepOutcome:
     """With `isolation` in the spec: the winner trained as isolated members; this, not the winner, is exported."""
 
 
-def run_sweep(
-    request: SweepRequest,
-    *,
-    ledger: Ledger,
-    clock: Clock,
-    ids: Ids,
-    leases: GroupLeases,
-    mirror: Mirror,
-    open_crew: Callable[[], Crew],
-    say: Callable[[str], None],
-) -> SweepOutcome | Refusal:
+@dataclass(frozen=True)
+class SweepGround:
+    """What the sweeps of a process stand on."""
+
+    ledger: Ledger
+    """Keeps every trial and report."""
+    clock: Clock
+    ids: Ids
+    leases: GroupLeases
+    """Where groups pay before they start."""
+    mirror: Mirror
+    """Shows sweeps to people."""
+    open_crew: Callable[[], Crew | Refusal]
+    """Makes the worker groups' crew, or says why there is none; called only when a trial is to be run."""
+    say: Callable[[str], None]
+    """Prints one line of progress."""
+
+
+def run_sweep(request: SweepRequest, ground: SweepGround) -> SweepOutcome | Refusal:
     """Run, go on with, or read back a sweep.
 
     Args:
         request: What is swept.
-        ledger: Keeps every trial and report.
-        clock: Time.
-        ids: New identifiers.
-        leases: Where groups pay before they start.
-        mirror: Shows the sweep to people.
-        open_crew: Makes the worker groups' crew; called only when a trial is to be run.
-        say: Prints one line of progress.
+        ground: What it stands on; a ledger that is lost for a while is waited for.
 
     Returns:
         The outcome; or a refusal: the budget does not allow it, it was stopped, or no trial satisfies the constraints.
@@ -143,15 +149,18 @@ def run_sweep(
         TrainingError: Every trial failed, or another driver has the sweep.
     """
     trainer = verify_parameters(request.spec, trainer_file=request.trainer_file)
-    book = open_book(request, ledger=ledger, mirror=mirror, clock=clock)
-    found = _read_finished(book, request.spec)
-    if found is not None:
-        say(f"{request.sweep_id} is finished already: nothing to train")
-        return found
-    earlier = load_earlier(ledger, request.spec)
-    task = replace(make_task(request, book, trainer_digest=trainer.digest), earlier=earlier)
-    ended = drive(request.spec, task, book, leases=leases, ids=ids, open_crew=open_crew, say=say)
-    return _conclude(book, request.spec, ended=ended)
+
+    def attempt(is_again: bool) -> SweepOutcome | Refusal:
+        book = open_book(request, ground, is_again=is_again)
+        found = _read_finished(book, request.spec)
+        if found is not None:
+            ground.say(f"{request.sweep_id} is finished already: nothing to train")
+            return found
+        earlier = load_earlier(ground.ledger, request.spec)
+        task = replace(make_task(request, book, trainer_digest=trainer.digest), earlier=earlier)
+        return _conclude(book, request.spec, ended=drive(request.spec, task, book, ground))
+
+    return outlast(attempt, ledger=ground.ledger, clock=ground.clock, say=ground.say)
 
 
 def load_earlier(ledger: Ledger, spec: SweepSpec) -> tuple[TrialRow, ...]:
@@ -181,8 +190,8 @@ def load_earlier(ledger: Ledger, spec: SweepSpec) -> tuple[TrialRow, ...]:
     return tuple(found)
 
 
-def open_book(request: SweepRequest, *, ledger: Ledger, mirror: Mirror, clock: Clock) -> SweepBook:
-    """The record of a sweep, in the name of this process."""
+def open_book(request: SweepRequest, ground: SweepGround, *, is_again: bool = False) -> SweepBook:
+    """The record of a sweep, in the name of this process; `is_again` when it lost the ledger in the middle."""
     facts = SweepFacts(
         sweep_id=request.sweep_id,
         product=request.spec.product,
@@ -191,7 +200,8 @@ def open_book(request: SweepRequest, *, ledger: Ledger, mirror: Mirror, clock: C
         dataset=request.dataset,
         tags=request.tags,
     )
-    return SweepBook(facts, ledger=ledger, mirror=mirror, clock=clock, driver=this_driver())
+    ledger, mirror, clock = ground.ledger, ground.mirror, ground.clock
+    return SweepBook(facts, ledger=ledger, mirror=mirror, clock=clock, driver=this_driver(), is_again=is_again)
 
 
 def make_task(
@@ -213,27 +223,23 @@ def make_task(
     )
 
 
-def drive(
-    spec: SweepSpec,
-    task: DriverTask,
-    book: SweepBook,
-    *,
-    leases: GroupLeases,
-    ids: Ids,
-    open_crew: Callable[[], Crew],
-    say: Callable[[str], None],
-) -> Refusal | str:
+def drive(spec: SweepSpec, task: DriverTask, book: SweepBook, ground: SweepGround) -> Refusal | str:
     """Open the book, run or go on with its trials to the end, and close the crew; see `SweepDriver.run`.
 
     Raises:
         TrainingError: Another driver has the sweep.
     """
     past = book.open(is_present=lambda trial: Path(trial.weights_file).is_file())
+    leases = ground.leases
     left_over = settle_left_over(book, leases)
-    crew = open_crew()
+    crew = ground.open_crew()
+    if isinstance(crew, Refusal):
+        return crew
     try:
         crew.end_left_over(left_over)
-        driver = SweepDriver(spec, task=task, book=book, crew=crew, leases=leases, clock=book.clock, ids=ids, say=say)
+        driver = SweepDriver(
+            spec, task=task, book=book, crew=crew, leases=leases, clock=book.clock, ids=ground.ids, say=ground.say
+        )
         with book.ledger.read() as connection:
             reports = sql_trials.list_reports(connection, book.sweep_id)
         return driver.run(past=past, reports=reports)
@@ -249,7 +255,22 @@ def settle_left_over(book: SweepBook, leases: Leases) -> tuple[str, ...]:
         if row.ended_us is None:
             ended_us = book.end_lease(row.lease_id)
             settle_group(leases, row.lease_id, fencing_token=row.fencing_token, ended_us=ended_us)
+    for lease in _list_unrecorded(book):
+        settle_group(leases, lease.lease_id, fencing_token=lease.fencing_token, ended_us=book.clock.now_us())
     return tuple(row.worker_group for row in rows if row.ended_us is None)
+
+
+def _list_unrecorded(book: SweepBook) -> list[LeaseRow]:
+    """Live leases that no group has: the ledger was lost, or the driver died, between paying and recording it.
+
+    What lies on the shelf is paid on purpose, and so are the machines of a cluster of the sweep's own.
+    """
+    if book.facts.spec["cluster"] == "ephemeral":
+        return []
+    with book.ledger.read() as connection:
+        kept = set(connection.scalars(sa.select(sql_trials.warm_groups.c.lease_id)))
+        found = list_of_sweep(connection, book.sweep_id)
+    return [lease for lease in found if lease.is_live and lease.lease_id not in kept]
 
 
 def load_trials(ledger: Ledger, sweep_id: str) -> tuple[TrialResult, ...]:

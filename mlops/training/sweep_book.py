@@ -24,7 +24,7 @@ from mlops.training import sql_trials
 from mlops.training.attempt import Ended, Reported
 from mlops.training.leasing import GroupLease
 from mlops.training.spec import Value
-from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, TrialRow
+from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, ReportRow, TrialRow
 
 _SWEEP_STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _TRIAL_STATUS: dict[str, Status] = {COMPLETE: "FINISHED", PRUNED: "KILLED", FAILED: "FAILED"}
@@ -55,6 +55,8 @@ class SweepBook:
     mirror: Mirror
     clock: Clock
     driver: str
+    is_again: bool = False
+    """This driver had the sweep before and lost the ledger: it may take it from itself."""
     run: str = ""
     """Handle of the sweep's run in the mirror."""
     started_us: int = 0
@@ -62,6 +64,8 @@ class SweepBook:
     runs: dict[int, str] = field(default_factory=dict)
     """Trial to handle; a trial has a run from its first attempt on."""
     _params: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    _told: list[Callable[[], object]] = field(default_factory=list)
+    """What people are shown once it is durable."""
     _shared: Transaction | None = None
     _stack: ExitStack | None = None
 
@@ -85,9 +89,9 @@ class SweepBook:
             if row is None:
                 self._insert(transaction)
             else:
-                if row.state == "running" and is_driver_alive(
-                    row.driver, seen_us=row.seen_us, now_us=transaction.now_us
-                ):
+                is_own = self.is_again and row.driver == self.driver
+                is_alive = is_driver_alive(row.driver, seen_us=row.seen_us, now_us=transaction.now_us)
+                if row.state == "running" and is_alive and not is_own:
                     raise TrainingError(
                         f"sweep {self.sweep_id} is being driven by {row.driver}",
                         hint="watch it with `mlops sweep show --follow`, or stop it with `mlops sweep stop`",
@@ -99,6 +103,7 @@ class SweepBook:
                 if row.winner is not None:
                     self._reopen(transaction, row.winner, is_present=is_present)
             trials = sql_trials.list_trials(transaction.connection, self.sweep_id)
+            reports = sql_trials.list_reports(transaction.connection, self.sweep_id)
         self.run = self.mirror.start_sweep(
             f"sweep {self.facts.product}",
             key=self.sweep_id,
@@ -108,7 +113,16 @@ class SweepBook:
             product=self.facts.product,
         )
         self._params.update({trial.number: trial.params for trial in trials})
+        self._show_again(trials, reports)
         return trials
+
+    def _show_again(self, trials: list[TrialRow], reports: list[ReportRow]) -> None:
+        """Whoever had the sweep before may have ended between recording and showing; what was shown stays once."""
+        for report in reports:
+            self.mirror.log_metrics(self.run_of(report.number), report.metrics, step=report.epoch, at_us=report.at_us)
+        for trial in trials:
+            if trial.state != RUNNING:
+                self._end_run(trial.number, state=trial.state)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -123,6 +137,15 @@ class SweepBook:
                 yield
             finally:
                 self._stack, self._shared = None, None
+                told, self._told = self._told, []
+        for tell in told:
+            tell()
+
+    def _tell(self, tell: Callable[[], object]) -> None:
+        if self._stack is None:
+            tell()
+        else:
+            self._told.append(tell)
 
     @contextmanager
     def _write(self) -> Iterator[Transaction]:
@@ -186,10 +209,8 @@ class SweepBook:
             )
             body = {"attempt": attempt, "group": group, "lease": lease.lease.lease_id}
             transaction.append("trial.started", self.trial_id(number), body)
-        self.mirror.set_tags(
-            self.run_of(number),
-            {"mlops.lease": lease.lease.lease_id, "mlops.attempt": str(attempt), "mlops.group": group},
-        )
+        tags = {"mlops.lease": lease.lease.lease_id, "mlops.attempt": str(attempt), "mlops.group": group}
+        self._tell(lambda: self.mirror.set_tags(self.run_of(number), tags))
 
     def add_report(self, report: Reported) -> bool:
         """Keep the metrics of an epoch; False when they come from an attempt that is no longer the current one."""
@@ -202,7 +223,9 @@ class SweepBook:
             if not sql_trials.update(connection, sql_trials.reports, where={**key, "epoch": report.epoch}, **row):
                 sql_trials.insert(connection, sql_trials.reports, **key, epoch=report.epoch, **row)
             sql_trials.update(connection, sql_trials.trials, where=key, metrics=metrics)
-        self.mirror.log_metrics(self.run_of(report.trial), {**report.metrics, **report.system}, step=report.epoch)
+            at_us = transaction.now_us
+        shown = {**report.metrics, **report.system}
+        self._tell(lambda: self.mirror.log_metrics(self.run_of(report.trial), shown, step=report.epoch, at_us=at_us))
         return True
 
     def end_attempt(self, ended: Ended, *, final_state: str | None) -> bool:
@@ -237,8 +260,8 @@ class SweepBook:
             transaction.append(kind, self.trial_id(ended.trial), {**body, "weights": ended.weights_sha256})
         if final_state is not None:
             tags = {"mlops.outcome": ended.outcome, **({"mlops.reason": ended.reason} if ended.reason else {})}
-            self.mirror.set_tags(self.run_of(ended.trial), tags)
-            self._end_run(ended.trial, state=final_state)
+            self._tell(lambda: self.mirror.set_tags(self.run_of(ended.trial), tags))
+            self._tell(lambda: self._end_run(ended.trial, state=final_state))
         return True
 
     def drop_trial(self, number: int, *, reason: str) -> None:
@@ -248,7 +271,7 @@ class SweepBook:
             changes = {"state": PRUNED, "reason": reason, "finished_us": transaction.now_us}
             sql_trials.update(transaction.connection, sql_trials.trials, where=where, **changes)
             transaction.append("trial.finished", self.trial_id(number), {"outcome": "dropped", "reason": reason})
-        self._end_run(number, state=PRUNED)
+        self._tell(lambda: self._end_run(number, state=PRUNED))
 
     def age_us(self) -> int:
         """Since the sweep first began, whichever driver had it; on the ledger's clock."""

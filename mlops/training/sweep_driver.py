@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from mlops.budgets.lease_queue import DROPPED, PASSING
 from mlops.budgets.prediction import predict_trial
 from mlops.clock import SECOND_US, Clock
-from mlops.errors import Reason, Refusal
+from mlops.errors import LedgerUnreachable, Reason, Refusal
 from mlops.ids import Ids
 from mlops.training.attempt import (
     Answer,
@@ -131,10 +131,20 @@ class SweepDriver:
                 self._drop_rest()
                 self._keep_groups()
         finally:
-            for name in list(self._groups):
-                self._drop_group(name)
-            self._withdraw()
+            self._release()
         return self._stopping
+
+    def _release(self) -> None:
+        """Workers end although the ledger may be lost; whoever goes on with the sweep settles what was not."""
+        lost: LedgerUnreachable | None = None
+        for name in list(self._groups):
+            try:
+                self._drop_group(name)
+            except LedgerUnreachable as error:
+                lost = error
+        if lost is not None:
+            raise lost
+        self._withdraw()
 
     @contextmanager
     def _committed(self) -> Iterator[None]:

@@ -19,7 +19,7 @@ from mlops.places import Places
 from mlops.registry.mirror import DatasetReference, MemoryMirror
 from mlops.training.attempt import Answer, Ended, Ready, Reported
 from mlops.training.ensemble import EnsembleRequest, plan_retrain, train_ensemble
-from mlops.training.sweep import Ensemble, SweepRequest
+from mlops.training.sweep import Ensemble, SweepGround, SweepRequest
 from mlops.training.worker import run_attempt
 
 torch.set_num_threads(1)
@@ -127,10 +127,11 @@ class Ground:
         crew = SoloCrew(ShardReader(request.version, self.folder / "cache"))
         leases = _training["FakeLeases"](clock)
         try:
-            ensemble = train_ensemble(
-                request, ledger=ledger, clock=clock, ids=CountingIds(), leases=leases, mirror=MemoryMirror(),
+            ground = SweepGround(
+                ledger=ledger, clock=clock, ids=CountingIds(), leases=leases, mirror=MemoryMirror(),
                 open_crew=lambda: crew, say=lambda line: None,
             )  # fmt: skip
+            ensemble = train_ensemble(request, ground)
         finally:
             ledger.close()
         assert isinstance(ensemble, Ensemble), ensemble

@@ -33,7 +33,7 @@ from mlops.training.attempt import (
 from mlops.training.contract import DatasetReference as ContractDataset
 from mlops.training.contract import InputColumn, make_contract
 from mlops.training.spec import SweepSpec
-from mlops.training.sweep import SweepRequest, run_sweep
+from mlops.training.sweep import SweepGround, SweepRequest, run_sweep
 
 TRAINER = """
 import torch
@@ -404,8 +404,7 @@ class Stage:
         )
 
     def run(self, spec: SweepSpec, crew: FakeCrew, leases: FakeLeases | None = None) -> Any:
-        return run_sweep(
-            self.request(spec),
+        ground = SweepGround(
             ledger=self.ledger,
             clock=self.clock,
             ids=self.ids,
@@ -414,6 +413,7 @@ class Stage:
             open_crew=lambda: crew,
             say=self.lines.append,
         )
+        return run_sweep(self.request(spec), ground)
 
 
 def _as_written(content: dict[str, Any]) -> dict[str, Any]:

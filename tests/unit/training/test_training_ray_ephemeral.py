@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from mlops.budgets.lease_types import Lease
-from mlops.errors import EnvironmentFault, ProjectError, TrainingError
+from mlops.errors import EnvironmentFault, ProjectError, Refusal
 from mlops.places import Places
 from mlops.training.ray_ephemeral import ClusterLeases, CommandStarter, started_cluster, stop_orphans
 from mlops.training.render_ray_cluster import plan_nodes, render_cluster, verify_cluster
@@ -133,9 +133,12 @@ def test_a_cluster_that_does_not_start_is_ended_and_charged(stage):
 def test_without_money_no_machine_starts(stage, leases_of):
     starter, poor = MemoryStarter(), leases_of(stage.clock, budget=0)
     leases = ClusterLeases(poor, clock=stage.clock)
-    with pytest.raises(TrainingError, match="no money left"), open_cluster(stage, starter, leases):
-        raise AssertionError("never inside")
+    with open_cluster(stage, starter, leases) as answer:
+        assert isinstance(answer, Refusal)
     assert not starter.log
+    outcome = stage.run(spec_of(stage), answer)
+    assert isinstance(outcome, Refusal), "so the sweep is refused, with the reasons of its budget"
+    assert outcome.reasons == answer.reasons
 
 
 def test_groups_inside_cost_nothing_more_and_the_sweep_runs(stage):
