@@ -127,7 +127,7 @@ def load_golden_cases(places: Places, product: str, version: ServedVersion) -> S
     try:
         contract = load_contract(folder / "contract.json")
         requests = make_golden_requests(contract)
-        answers = answer_golden(folder / "model.onnx", requests, contract=contract)
+        answers = answer_golden(folder, requests, contract=contract)
     except MlopsError as error:
         raise ServingError(f"the judged model of {product}@{version.number} cannot answer: {error.message}") from error
     return tuple(

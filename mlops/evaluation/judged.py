@@ -1,4 +1,4 @@
-"""The model that is judged: the exported ONNX file, and beside it the torch module for white-box attacks.
+"""The model that is judged: the artefact that will serve, and beside it the torch module for white-box attacks.
 
 Leaves to others: the candidate folder (mlops/training/candidate) and what the answers mean (checks/).
 """
@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlops.errors import TrainingError
 from mlops.evaluation.rows import Rows
 from mlops.evaluation.verdicts import NotEvaluableError
+from mlops.training.artefact import OUTPUTS, open_artefact
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,7 @@ class JudgedModel:
     """The torch module with the same weights; its parity with `run` is a check of its own."""
     bytes_of_artefact: int
     """Size of what will serve."""
+    name_of_artefact: str = "model.onnx"
 
     def answer(self, features: Mapping[str, NDArray[Any]]) -> Answers:
         """Answers for all rows.
@@ -87,35 +90,25 @@ class JudgedModel:
 
 
 def load_judged(candidate: Candidate) -> JudgedModel:
-    """Open the candidate's ONNX file on one thread, so that answers do not depend on the number of cores.
+    """Open what the candidate will serve with.
 
     Raises:
-        NotEvaluableError: Not a model that onnxruntime can load, or not what the contract says.
+        NotEvaluableError: Not a model that can be loaded, or not what the contract says.
     """
-    import onnxruntime  # loads a large library; the command line needs it only here
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
     try:
-        session = onnxruntime.InferenceSession(
-            str(candidate.onnx_file), sess_options=options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's errors have no common class
-        raise NotEvaluableError("model-unreadable", f"onnxruntime cannot load model.onnx: {error}") from error
-    # an export leaves out inputs that the model does not use
-    used = {entry.name for entry in session.get_inputs()}
-    given = {entry.name for entry in session.get_outputs()}
-    strangers = used - {column.name for column in candidate.contract.inputs}
-    if strangers or not {"logits", "probabilities"} <= given:
+        artefact = open_artefact(candidate.folder)
+    except TrainingError as error:
+        raise NotEvaluableError("model-unreadable", error.message) from error
+    name = candidate.artefact_file.name
+    strangers = artefact.inputs - {column.name for column in candidate.contract.inputs}
+    if strangers or not set(OUTPUTS) <= artefact.outputs:
         raise NotEvaluableError(
-            "contract-broken", f"model.onnx asks for {sorted(strangers) or 'no strangers'} and gives {sorted(given)}"
+            "contract-broken",
+            f"{name} asks for {sorted(strangers) or 'no strangers'} and gives {sorted(artefact.outputs)}",
         )
 
     def run(columns: Mapping[str, NDArray[Any]]) -> tuple[Floats, Floats]:
-        logits, probabilities = session.run(
-            ["logits", "probabilities"], {name: values for name, values in columns.items() if name in used}
-        )
+        logits, probabilities = artefact.run(OUTPUTS, columns)
         return logits, probabilities
 
     return JudgedModel(
@@ -123,7 +116,8 @@ def load_judged(candidate: Candidate) -> JudgedModel:
         contract=candidate.contract,
         run=run,
         load_module=candidate.load_module,
-        bytes_of_artefact=candidate.onnx_file.stat().st_size,
+        bytes_of_artefact=candidate.artefact_file.stat().st_size,
+        name_of_artefact=name,
     )
 
 

@@ -146,7 +146,7 @@ def find_affected(
     versions: list[AffectedVersion] = []
     for version in list_versions(connection, product):
         folder = places.candidates / hex_of(version.candidate)
-        if not (folder / "model.onnx").is_file():
+        if not (folder / "contract.json").is_file():
             versions.append(AffectedVersion(version.number, version.images, is_asked=False))
             continue
         try:

@@ -6,6 +6,7 @@ Leaves to others: whether a candidate may be registered (the gate), and the atte
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -268,12 +269,16 @@ class ModelRegistry:
 def write_model_folder(target: Path, candidate_folder: Path, *, contract: Mapping[str, Any], run_id: str) -> None:
     """A candidate as an MLflow model folder that `mlflow.onnx` and `mlflow.pyfunc` load; only files, no pickle.
 
+    A model that does not export has no flavour: MLflow's own for torch is a pickle. `mlops model get` fetches it.
+
     `mlflow.onnx.save_model` is not used: it names external data by uuid, so equal candidates would differ.
 
     Raises:
         ProvenanceError: The candidate lacks `model.onnx` or `weights.safetensors`.
     """
-    for name in ("model.onnx", "weights.safetensors", "contract.json"):
+    origin = candidate_folder / "params.json"
+    has_onnx = not origin.is_file() or json.loads(origin.read_bytes()).get("export", "onnx") == "onnx"
+    for name in (*(("model.onnx",) if has_onnx else ()), "weights.safetensors", "contract.json"):
         if not (candidate_folder / name).is_file():
             raise ProvenanceError(f"candidate {candidate_folder} has no {name}", hint="export it again")
     import onnx  # costs 0.3 s
@@ -282,14 +287,15 @@ def write_model_folder(target: Path, candidate_folder: Path, *, contract: Mappin
 
     shutil.copytree(candidate_folder, target, ignore=shutil.ignore_patterns("__pycache__"))
     requirements = f"onnx=={onnx.__version__}\nonnxruntime=={onnxruntime.__version__}\n"
-    (target / "requirements.txt").write_text(requirements, encoding="utf-8")
+    (target / "requirements.txt").write_text(requirements if has_onnx else "torch\nsafetensors\n", encoding="utf-8")
     model = Model(
         artifact_path=target.name, run_id=run_id, signature=_signature(contract), metadata={"contract": dict(contract)}
     )
-    model.add_flavor(
-        "onnx", onnx_version=onnx.__version__, data="model.onnx", providers=["CPUExecutionProvider"], code=None
-    )
-    model.add_flavor("python_function", loader_module="mlflow.onnx", data="model.onnx", code=None)
+    if has_onnx:
+        model.add_flavor(
+            "onnx", onnx_version=onnx.__version__, data="model.onnx", providers=["CPUExecutionProvider"], code=None
+        )
+        model.add_flavor("python_function", loader_module="mlflow.onnx", data="model.onnx", code=None)
     model.save(str(target / "MLmodel"))
 
 

@@ -1,13 +1,12 @@
 """Golden requests: synthetic rows made from the contract alone, and what the judged model answers to them.
 
 The requests travel in the image (the server warms up with them). The answers do not: they are computed from the judged
-`model.onnx` when they are compared, so that the image's digest does not hang on the last bit of a machine's arithmetic.
+artefact when they are compared, so that the image's digest does not hang on the last bit of a machine's arithmetic.
 Leaves to others: asking a running image (probe.py).
 """
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mlops.errors import ServingError
+from mlops.training.artefact import open_artefact
 from mlops.training.contract import Contract, InputColumn
 
 DEFAULT_SEED = 20_240_101
@@ -79,19 +79,17 @@ def render_golden(requests: Sequence[GoldenRequest], *, contract: Contract) -> d
 
 
 def answer_golden(
-    model: Path, requests: Sequence[GoldenRequest], *, contract: Contract
+    candidate_folder: Path, requests: Sequence[GoldenRequest], *, contract: Contract
 ) -> list[dict[str, list[list[float]]]]:
     """Per request, each output of the judged model as rows of numbers.
 
     Raises:
         ServingError: The model does not fulfil the contract.
     """
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # works only before the import
-    import numpy as np  # heavy, as is onnxruntime
-    import onnxruntime
+    import numpy as np  # heavy
 
     try:
-        session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        artefact = open_artefact(candidate_folder)
         answers = []
         for request in requests:
             coded = request.coded_columns(contract)
@@ -100,11 +98,11 @@ def answer_golden(
                 for column in contract.inputs
             }
             names = [output.name for output in contract.outputs]
-            values = session.run(names, feed)
+            values = artefact.run(names, feed)
             answers.append({name: np.asarray(value).tolist() for name, value in zip(names, values, strict=True)})
-    except Exception as error:  # onnxruntime raises many kinds of its own
+    except Exception as error:  # onnxruntime raises many kinds of its own, and a trainer any
         raise ServingError(
-            f"{model} does not fulfil its contract: {error}", hint="export the candidate again"
+            f"the model in {candidate_folder} does not fulfil its contract: {error}", hint="export the candidate again"
         ) from error
     for request, answer in zip(requests, answers, strict=True):
         _require_shapes(request, answer, contract)

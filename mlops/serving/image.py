@@ -1,7 +1,7 @@
 """The serving image of a product: from a candidate folder and a spec to an image in the project's OCI layout.
 
-Layers, lowest first: `base` (Debian packages), `runtime` (wheels), `cuda` (where it is asked for), `app` (our server),
-`model` (ONNX, contract, golden requests, digests of the evidence). The same inputs give the same digest.
+Layers, lowest first: `base` (Debian packages), `runtime` (wheels), `cuda` and `torch` (where they are asked for), `app`
+(our server), `model` (ONNX, contract, golden requests, digests of the evidence). The same inputs give the same digest.
 Leaves to others: how layers are filled (layers.py), blobs and index (oci_layout.py), trying it out (probe.py).
 """
 
@@ -26,16 +26,20 @@ class ImageSpec(Spec):
     """`gzip` for registries that know no zstd; the model layer is then stored without compression."""
     accelerator: Literal["none", "cuda"] = "none"
     """`cuda` adds a layer with onnxruntime for GPUs and NVIDIA's libraries, the same one for all such images."""
+    runtime: Literal["onnx", "torch"] = "onnx"
+    """`torch` adds a layer with torch (200 MB) for models that do not export; any other model is refused then."""
     builder: Literal["mlops", "buildah"] = "mlops"
     """`buildah` has Debian's buildah assemble the same layers, for platforms that ask for it; another digest."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Added to the image's environment, such as `MAX_BATCH_ROWS`; names, never secrets."""
 
     @model_validator(mode="after")
-    def _buildah_needs_our_base(self) -> ImageSpec:
-        """buildah would have to unpack foreign layers, whose owners and deletions it reads by other rules than ours."""
+    def _goes_together(self) -> ImageSpec:
+        # buildah would have to unpack foreign layers, whose owners and deletions it reads by other rules than ours
         if self.builder == "buildah" and self.base != "debian":
             raise ValueError("`builder: buildah` works with `base: debian` only; leave one of them out")
+        if self.runtime == "torch" and self.accelerator != "none":
+            raise ValueError("`runtime: torch` computes on processors; leave `accelerator` out")
         return self
 
 
@@ -44,7 +48,7 @@ class ImageRequest:
     """What an image is made of."""
 
     candidate_folder: Path
-    """Holds `model.onnx` and `contract.json`."""
+    """Holds `contract.json` and the artefact that was judged."""
     product: str
     version: str
     """Number of the model version, as text."""
@@ -57,8 +61,8 @@ class ImageRequest:
     """`places.downloads`."""
     cache: Path
     """`places.cache`."""
-    cuda_lock: Path | None = None
-    """Wheels of the `cuda` layer; None: those that ship with `mlops`."""
+    wheel_locks: Mapping[str, Path] = field(default_factory=dict)
+    """Wheels of the optional layers, by layer; those that ship with `mlops` where none is named."""
     say: Callable[[str], None] = field(default=lambda line: None)
     """Told one line per thing that takes long."""
 
@@ -68,7 +72,7 @@ class BuiltLayer:
     """One layer of an image."""
 
     name: str
-    """`base`, `runtime`, `app`, `model`."""
+    """`base`, `runtime`, `cuda`, `torch`, `app`, `model`."""
     digest: str
     """`sha256:…` of the compressed blob."""
     diff_id: str

@@ -20,6 +20,7 @@ from mlops.files import write_atomically
 from mlops.provenance.digest import canonical_json, digest_bytes, digest_code, digest_json, hex_of
 from mlops.serving import layers
 from mlops.serving.base_image import pull_base
+from mlops.serving.candidate_files import read_model_files
 from mlops.serving.content_store import ContentStore
 from mlops.serving.debian_packages import fetch_debian_packages, load_debian_lock
 from mlops.serving.golden import answer_golden, make_golden_requests, render_golden
@@ -48,7 +49,11 @@ _ENVIRONMENT = {
 }
 _FILLING = tuple(f"mlops.serving.{name}" for name in ("layers", "oci_tar", "debian_packages", "python_wheels"))
 """The code that decides a layer's bytes."""
-_CUDA_LOCK = "wheels-cuda12-cp311-x86_64.txt"
+_OPTIONAL_LAYERS = {
+    "cuda": ("wheels-cuda12-cp311-x86_64.txt", layers.CUDA),
+    "torch": ("wheels-torch-cp311-x86_64.txt", layers.TORCH),
+}
+"""Layer to its lock and its folder."""
 _ENTRYPOINT = ["/usr/bin/python3.11", "-s", "-P", "-m", layers.SERVER_PACKAGE]
 
 
@@ -65,10 +70,10 @@ class _Plan:
 
 def build(request: ImageRequest) -> BuiltImage:
     """See `mlops.serving.image.build_image`."""
-    contract_blob, model = _read_candidate(request)
+    contract_blob, model = read_model_files(request)
     contract = Contract.from_json(json.loads(contract_blob))
     golden_requests = make_golden_requests(contract)
-    answer_golden(request.candidate_folder / "model.onnx", golden_requests, contract=contract)
+    answer_golden(request.candidate_folder, golden_requests, contract=contract)
     golden = canonical_json(render_golden(golden_requests, contract=contract))
     store = ContentStore(request.downloads)
     layout = ImageLayout(request.layout)
@@ -86,7 +91,7 @@ def build(request: ImageRequest) -> BuiltImage:
             inputs={
                 "product": request.product,
                 "version": request.version,
-                "model": digest_bytes(model),
+                "model": digest_json({name: digest_bytes(content) for name, content in model.items()}),
                 "contract": digest_bytes(contract_blob),
                 "golden": digest_bytes(golden),
                 "evidence": digest_json(dict(request.evidence)),
@@ -110,7 +115,7 @@ def build(request: ImageRequest) -> BuiltImage:
 
 
 def _wheel_plans(request: ImageRequest, *, store: ContentStore) -> tuple[_Plan, ...]:
-    """`runtime`, which every image has, and `cuda` over it."""
+    """`runtime`, which every image has, and what is asked for over it."""
 
     def plan(name: str, wheels: tuple[LockedWheel, ...], folder: str) -> _Plan:
         fetch_wheels(wheels, store=store, say=request.say)
@@ -122,11 +127,14 @@ def _wheel_plans(request: ImageRequest, *, store: ContentStore) -> tuple[_Plan, 
         )
 
     runtime = plan("runtime", load_wheel_lock(), layers.SITE_PACKAGES)
-    if request.spec.accelerator == "none":
-        return (runtime,)
-    own = request.cuda_lock
-    wheels = load_wheel_lock(_CUDA_LOCK) if own is None else parse_wheel_lock(own.read_text("utf-8"))
-    return (runtime, plan("cuda", wheels, layers.CUDA))
+    more = []
+    for name in (request.spec.accelerator, request.spec.runtime):
+        if name in _OPTIONAL_LAYERS:
+            lock, folder = _OPTIONAL_LAYERS[name]
+            own = request.wheel_locks.get(name)
+            wheels = load_wheel_lock(lock) if own is None else parse_wheel_lock(own.read_text("utf-8"))
+            more.append(plan(name, wheels, folder))
+    return (runtime, *more)
 
 
 @dataclass(frozen=True)
@@ -151,20 +159,6 @@ def _base_layers(request: ImageRequest, *, layout: ImageLayout, store: ContentSt
     return _Base(plans=(plan,), notes=packages.notes)
 
 
-def _read_candidate(request: ImageRequest) -> tuple[bytes, bytes]:
-    folder = request.candidate_folder
-    try:
-        contract, model = (folder / "contract.json").read_bytes(), (folder / "model.onnx").read_bytes()
-    except OSError as error:
-        raise ServingError(
-            f"{folder} is not a complete candidate: {error.strerror}: {error.filename}", hint="export it again"
-        ) from error
-    product = json.loads(contract).get("product")
-    if product != request.product:
-        raise ServingError(f"the candidate is of product {product!r}, the image would be {request.product!r}")
-    return contract, model
-
-
 def _build_layer(plan: _Plan, *, layout: ImageLayout, request: ImageRequest) -> BuiltLayer:
     code = digest_code(*_FILLING)
     packer = f"{plan.compression}-{ZSTD_LEVEL}-{zstandard.__version__}-{zstandard.ZSTD_VERSION}"
@@ -175,7 +169,7 @@ def _build_layer(plan: _Plan, *, layout: ImageLayout, request: ImageRequest) -> 
         return _built(plan, known, is_reused=True, reason="nothing that goes into it changed")
     previous = record.parent / "last.json"
     reason = _explain_change(previous, inputs)
-    if plan.name in ("base", "runtime", "cuda"):
+    if plan.name in ("base", "runtime", *_OPTIONAL_LAYERS):
         request.say(f"writing layer {plan.name}")
     with layout.new_blob() as (stream, names):
         blob = write_layer(plan.fill(), stream, compression=plan.compression)
@@ -283,6 +277,8 @@ def _config(request: ImageRequest, *, built: tuple[BuiltLayer, ...], labels: Map
     environment = {**request.spec.environment, **_ENVIRONMENT}
     if request.spec.accelerator == "cuda":
         environment["PYTHONPATH"] = f"/{layers.CUDA}:{environment['PYTHONPATH']}"
+    if request.spec.runtime == "torch":
+        environment["PYTHONPATH"] += f":/{layers.TORCH}"
     return {
         "created": CREATED,
         "architecture": "amd64",

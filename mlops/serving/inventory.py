@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 
 from mlops.errors import ServingError
 from mlops.serving.debian_packages import parse_control
-from mlops.serving.layers import CUDA, MODELS, SITE_PACKAGES
+from mlops.serving.layers import CUDA, MODELS, SITE_PACKAGES, TORCH
 from mlops.serving.oci_layout import ImageLayout, verify_blob
 from mlops.serving.oci_unpack import layer_members, open_layer
 
@@ -31,7 +31,7 @@ _MARKS = (b"PRIVATE KEY-----", b"AKIA", b"ghp_", b"gho_", b"ghs_", b"xox", b"sk-
 _SCANNED_BYTES = 1 << 20
 _DOCUMENTS = "usr/share/doc/"
 _KEPT_NAMES = re.compile(
-    rf"var/lib/dpkg/status\.d/[^/]+|(?:{SITE_PACKAGES}|{CUDA})/[^/]+\.dist-info/METADATA|usr/share/doc/[^/]+/copyright"
+    rf"var/lib/dpkg/status\.d/[^/]+|(?:{SITE_PACKAGES}|{CUDA}|{TORCH})/[^/]+\.dist-info/METADATA|usr/share/doc/[^/]+/copyright"
     rf"|{MODELS}/[^/]+/[^/]+/[^/]+\.json"
 )
 

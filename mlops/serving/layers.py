@@ -20,6 +20,8 @@ from mlops.serving.runtime import IMAGE_GROUP_ID, IMAGE_USER_ID
 SITE_PACKAGES = "opt/mlops/lib"
 CUDA = "opt/mlops/cuda"
 """Before SITE_PACKAGES on the path: its onnxruntime is taken instead of the one for processors."""
+TORCH = "opt/mlops/torch"
+"""After SITE_PACKAGES on the path."""
 APP = "opt/mlops/app"
 MODELS = "opt/mlops/models"
 SERVER_PACKAGE = "mlops_server"
@@ -52,7 +54,7 @@ _LEFT_OUT_OF_WHEELS = (
     "onnxruntime/transformers", "onnxruntime/tools", "onnxruntime/quantization", "onnxruntime/datasets",
     "onnxruntime/backend", "numpy/f2py", "numpy/tests", "numpy/distutils", "numpy/_core/include", "numpy/_core/lib",
     "numpy/random/lib", "numpy/random/_examples", "numpy/_pyinstaller",
-    "google/protobuf/compiler", "numpy/typing",
+    "google/protobuf/compiler", "numpy/typing", "torch/include", "torch/share", "torch/bin", "torch/test",
 )  # fmt: skip
 _LEFT_OUT_NAMES = ("tests", "testing_data", "__pycache__")
 _LEFT_OUT_SUFFIXES = (".pyi", ".pyx", ".pxd", ".pxi", ".h", ".c", ".cpp", ".a", ".lib", ".exe", ".dll")
@@ -101,12 +103,18 @@ def app_entries() -> dict[str, Entry]:
 
 
 def model_entries(
-    *, product: str, version: str, model: bytes, contract: bytes, golden: bytes, evidence: Mapping[str, str]
+    *,
+    product: str,
+    version: str,
+    model: Mapping[str, bytes],
+    contract: bytes,
+    golden: bytes,
+    evidence: Mapping[str, str],
 ) -> dict[str, Entry]:
     """One version of one product: what is asked of the server, how, and where it came from."""
     folder = f"{MODELS}/{product}/{version}"
     return {
-        f"{folder}/model.onnx": file_entry(model),
+        **{f"{folder}/{name}": file_entry(content) for name, content in model.items()},
         f"{folder}/contract.json": file_entry(canonical_json(json.loads(contract))),
         f"{folder}/golden.json": file_entry(golden),
         f"{folder}/evidence.json": file_entry(canonical_json(dict(evidence))),

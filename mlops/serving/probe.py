@@ -55,7 +55,7 @@ class ProbeRequest:
     layout: Path
     digest: str
     candidate_folder: Path
-    """The judged candidate: its `model.onnx` says what the image must answer."""
+    """The judged candidate: its artefact says what the image must answer."""
     clock: Clock
     limits: ProbeLimits = field(default_factory=ProbeLimits)
 
@@ -108,7 +108,7 @@ def probe_image(request: ProbeRequest, *, runtime: Runtime) -> ProbeResult:
     """
     contract = load_contract(request.candidate_folder / "contract.json")
     golden = make_golden_requests(contract)
-    answers = answer_golden(request.candidate_folder / "model.onnx", golden, contract=contract)
+    answers = answer_golden(request.candidate_folder, golden, contract=contract)
     ImageLayout(request.layout).read_manifest(request.digest)
     started_us = request.clock.now_us()
     # Unix socket paths are short (107 bytes), project paths may not be.

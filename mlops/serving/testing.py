@@ -1,4 +1,4 @@
-"""A tiny candidate without any training, for tests and benchmarks: a model over a few columns, made by onnx alone.
+"""Tiny candidates without any training, for tests and benchmarks: one made by onnx alone, one that does not export.
 
 Leaves to others: real candidates (mlops/training/export.py).
 """
@@ -22,6 +22,37 @@ TINY_COLUMNS: tuple[InputColumn, ...] = (
     InputColumn("history", "float32", (2, 3), "tensor", minimum=-1, maximum=1),
 )
 """One column of every kind that a contract knows."""
+
+
+_UNEXPORTABLE = """import torch
+
+LIMIT = 4.0
+
+class Halving(torch.nn.Module):
+    def __init__(self, params):
+        super().__init__()
+        self.sizes = params["columns"]  # name to number of categories; 0 is a number
+        self.last = torch.nn.Linear(params["width"], params["classes"])
+
+    def forward(self, columns):
+        parts = []
+        for name, size in self.sizes.items():
+            values = columns[name]
+            parts.append(torch.nn.functional.one_hot(values, size) if size else values.flatten(1) if values.dim() > 1
+                         else values[:, None])
+        row = torch.cat([part.float() for part in parts], 1)
+        while bool((row.abs() > LIMIT).any()):  # how often hangs on the data: no graph can be exported
+            row = torch.where(row.abs() > LIMIT, row / 2, row)
+        return self.last(row)
+
+
+def model(params):
+    return Halving(params)
+
+
+def train(worker, params):
+    raise NotImplementedError("this model is made for tests of serving")
+"""
 
 
 def tiny_contract(*, product: str = "income", columns: Sequence[InputColumn] = TINY_COLUMNS) -> Contract:
@@ -48,6 +79,34 @@ def write_tiny_candidate(folder: Path, *, contract: Contract | None = None, seed
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(_make_model(used, seed=seed, width=width))
     (folder / "contract.json").write_text(json.dumps(used.to_json()), encoding="utf-8")
+    return digest_folder(folder)
+
+
+def write_torch_candidate(folder: Path, *, contract: Contract | None = None, seed: int = 0) -> str:
+    """Write a complete candidate whose model torch cannot export; returns the folder's digest.
+
+    Args:
+        folder: Made when needed.
+        contract: Default `tiny_contract()`.
+        seed: Of the random weights.
+    """
+    import numpy as np  # heavy
+    from safetensors.numpy import save_file
+
+    used = tiny_contract() if contract is None else contract
+    folder.mkdir(parents=True, exist_ok=True)
+    width = sum(len(column.categories) if column.categories else int(np.prod(column.shape)) for column in used.inputs)
+    source = np.random.default_rng(seed)
+    weights = {
+        "last.weight": source.normal(size=(len(used.classes), width)).astype(np.float32),
+        "last.bias": source.normal(size=len(used.classes)).astype(np.float32),
+    }
+    save_file(weights, folder / "weights.safetensors")
+    (folder / "trainer.py").write_text(_UNEXPORTABLE, encoding="utf-8")
+    origin = {"params": {"width": width}, "sweep": "tiny", "trial": 0, "seed": seed, "export": "torch"}
+    parity = {"rows": 0, "max_abs_difference": 0.0, "bound": 1e-5}
+    for name, content in {"params.json": origin, "contract.json": used.to_json(), "parity.json": parity}.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
     return digest_folder(folder)
 
 

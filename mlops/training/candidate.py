@@ -1,6 +1,7 @@
 """A candidate: the immutable folder that a sweep's winner is exported to, and that gate, registry and image read.
 
-`model.onnx` serves; `weights.safetensors` with `trainer.py` rebuilds the torch module for attacks and analysis.
+`model.onnx` serves; `weights.safetensors` with `trainer.py` rebuilds the torch module for attacks and analysis. A model
+that does not export (`export: torch` in its sweep) has no `model.onnx`: weights and trainer serve.
 Leaves to others: making it (mlops/training/export) and judging it (mlops/evaluation).
 """
 
@@ -18,7 +19,8 @@ from mlops.training.contract import Contract, load_contract
 if TYPE_CHECKING:
     import torch
 
-FILES = ("model.onnx", "weights.safetensors", "trainer.py", "params.json", "contract.json", "parity.json")
+ONNX = "model.onnx"
+FILES = (ONNX, "weights.safetensors", "trainer.py", "params.json", "contract.json", "parity.json")
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,18 @@ class Candidate:
     contract: Contract
     members: int = 0
     """Isolated members that the model joins; 0 is a single model."""
+    export: str = "onnx"
+    """`torch` for a model that does not export."""
 
     @property
     def onnx_file(self) -> Path:
-        """The artefact that will serve."""
-        return self.folder / "model.onnx"
+        """The artefact that will serve, of a model that exports."""
+        return self.folder / ONNX
+
+    @property
+    def artefact_file(self) -> Path:
+        """What will serve: the ONNX file, or the weights."""
+        return self.weights_file if self.export == "torch" else self.onnx_file
 
     @property
     def weights_file(self) -> Path:
@@ -70,7 +79,10 @@ def load_candidate(folder: Path) -> Candidate:
     Raises:
         TrainingError: A file is missing, or the folder's name is a digest that its content does not have.
     """
-    missing = tuple(name for name in FILES if not (folder / name).is_file())
+    origin = _read_origin(folder / "params.json")
+    export = str(origin.get("export", "onnx"))
+    needed = FILES if export == "onnx" else FILES[1:]
+    missing = tuple(name for name in needed if not (folder / name).is_file())
     if missing:
         raise TrainingError(f"{folder} is not a candidate: files are missing", items=missing, hint="export it again")
     digest = digest_folder(folder)
@@ -80,7 +92,6 @@ def load_candidate(folder: Path) -> Candidate:
             hint="remove the folder and run the release again; the export is repeated from the weights",
         )
     contract = load_contract(folder / "contract.json")
-    origin = json.loads((folder / "params.json").read_text(encoding="utf-8"))
     return Candidate(
         folder=folder,
         digest=digest,
@@ -88,4 +99,14 @@ def load_candidate(folder: Path) -> Candidate:
         params=origin["params"],
         contract=contract,
         members=int(origin.get("members", 0)),
+        export=export,
     )
+
+
+def _read_origin(path: Path) -> dict[str, Any]:
+    """Of a damaged or missing file nothing: the folder's digest tells."""
+    try:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return origin if isinstance(origin, dict) else {}

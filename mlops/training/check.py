@@ -123,7 +123,7 @@ def check_trainer(
             *unsteady,
             *(_check_unseen(trial, whole, source=few, folder=Path(scratch)) if is_steady else ()),
             *_check_order(few),
-            *_check_export(trial, whole, contract=contract, source=few),
+            *_check_export(trial, whole, export=spec.export, contract=contract, source=few),
         ]
     for violation in found:
         say(f"violated: {violation.line}: {violation.text}")
@@ -201,11 +201,14 @@ def _interleave(parts: list[torch.Tensor]) -> list[int]:
     return [int(parts[index % len(parts)][index // len(parts)]) for index in range(total)]
 
 
-def _check_export(trial: LocalTrial, whole: AttemptResult, *, contract: Contract, source: FewRows) -> list[Violation]:
+def _check_export(
+    trial: LocalTrial, whole: AttemptResult, *, export: str, contract: Contract, source: FewRows
+) -> list[Violation]:
     from safetensors.torch import load_file
 
     from mlops.training.export import PARITY_BOUND
     from mlops.training.onnx_export import export_onnx, measure_parity
+    from mlops.training.torch_serving import measure_company
     from mlops.training.trainer import load_trainer
 
     seed_everything(trial.seed)
@@ -214,6 +217,8 @@ def _check_export(trial: LocalTrial, whole: AttemptResult, *, contract: Contract
     batch = next(iter(some))
     try:
         module.load_state_dict(load_file(whole.weights_file), strict=True)
+        if export == "torch":
+            return _check_company(*measure_company(module, contract=contract, columns=batch.features))
         content = export_onnx(module, contract=contract)
         rows, difference = measure_parity(module, onnx_bytes=content, columns=batch.features)
     except (TrainingError, RuntimeError) as error:
@@ -223,6 +228,15 @@ def _check_export(trial: LocalTrial, whole: AttemptResult, *, contract: Contract
         text = f"ONNX differs from torch by {difference:.3g} on {rows} rows, bound {PARITY_BOUND:g}"
         return [Violation("exports", f"{text}; compute in float32 and leave out operations that ONNX rounds")]
     return []
+
+
+def _check_company(rows: int, difference: float) -> list[Violation]:
+    from mlops.training.export import PARITY_BOUND
+
+    if difference <= PARITY_BOUND:
+        return []
+    text = f"the answer to a row changes by {difference:.3g} with the {rows} rows beside it, bound {PARITY_BOUND:g}"
+    return [Violation("exports", f"{text}; answer each row by itself: the server lets requests share a batch")]
 
 
 def as_facts(violations: tuple[Violation, ...]) -> dict[str, Any]:

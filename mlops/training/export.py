@@ -1,7 +1,8 @@
 """Export: the weights of a sweep's winner become a candidate folder, named by the digest of its content.
 
 The exported ONNX must answer like the torch module on the validation rows, within a stated bound; else there is no
-candidate. Leaves to others: how ONNX is made (mlops/training/onnx_export) and judging the candidate (mlops/evaluation).
+candidate. A model that does not export must answer each row as it answers it among others.
+Leaves to others: how ONNX is made (mlops/training/onnx_export) and judging the candidate (mlops/evaluation).
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class ExportRequest:
     parity_bound: float = PARITY_BOUND
     weights: Literal["float32", "int8"] = "float32"
     """`int8`: matrices are rounded first, and kept so in the exported model."""
+    export: Literal["onnx", "torch"] = "onnx"
+    """`torch`: weights and trainer serve, and there is no `model.onnx`."""
 
 
 def export_candidate(request: ExportRequest) -> Candidate:
@@ -74,13 +77,25 @@ def export_candidate(request: ExportRequest) -> Candidate:
 
 def _export(request: ExportRequest) -> Candidate:
     from mlops.training.joined_module import load_module  # loads torch, which costs seconds
-    from mlops.training.onnx_export import export_onnx, measure_parity
 
     contract = request.contract
     params = {name: value for name, value in request.params.items() if name not in RESERVED}
     full = {**params, "columns": contract.column_sizes(), "classes": len(contract.classes)}
     module = load_module(request.trainer_file, request.weights_file, params=full, members=request.members)
-    onnx_bytes = export_onnx(module, contract=contract)
+    if request.export == "torch":
+        onnx_bytes, (rows, difference) = None, _measure_module(module, request)
+    else:
+        onnx_bytes, (rows, difference) = _export_onnx(module, request)
+    # The measured difference depends on the machine's vector width; rounding it up keeps the candidate's digest equal.
+    parity = {"rows": rows, "max_abs_difference": round_up(difference), "bound": request.parity_bound}
+    return _write_candidate(request, params=params, onnx_bytes=onnx_bytes, parity=parity)
+
+
+def _export_onnx(module: torch.nn.Module, request: ExportRequest) -> tuple[bytes, tuple[int, float]]:
+    """The model, and on how many rows it differs from torch by how much."""
+    from mlops.training.onnx_export import export_onnx, measure_parity  # loads torch
+
+    onnx_bytes = export_onnx(module, contract=request.contract)
     if request.weights == "int8":
         from mlops.training.int8_weights import pack_weights  # as above
 
@@ -88,13 +103,25 @@ def _export(request: ExportRequest) -> Candidate:
     rows, difference = measure_parity(module, onnx_bytes=onnx_bytes, columns=request.validation)
     if not difference <= request.parity_bound:
         raise TrainingError(
-            f"the exported {contract.product} differs from torch by {difference:.3g} on {rows} validation rows, "
-            f"bound {request.parity_bound:g}",
+            f"the exported {request.contract.product} differs from torch by {difference:.3g} on {rows} validation "
+            f"rows, bound {request.parity_bound:g}",
             hint="look for operations that onnxruntime computes in another precision",
         )
-    # The measured difference depends on the machine's vector width; rounding it up keeps the candidate's digest equal.
-    parity = {"rows": rows, "max_abs_difference": round_up(difference), "bound": request.parity_bound}
-    return _write_candidate(request, params=params, onnx_bytes=onnx_bytes, parity=parity)
+    return onnx_bytes, (rows, difference)
+
+
+def _measure_module(module: torch.nn.Module, request: ExportRequest) -> tuple[int, float]:
+    """On how many rows the module, asked for them together, differs by how much from itself asked for a few."""
+    from mlops.training.torch_serving import measure_company  # loads torch
+
+    rows, difference = measure_company(module, contract=request.contract, columns=request.validation)
+    if not difference <= request.parity_bound:
+        raise TrainingError(
+            f"the answers of {request.contract.product} change by {difference:.3g} with the other rows of a batch, "
+            f"bound {request.parity_bound:g}",
+            hint="forward(columns) must answer each row by itself: the server lets requests share a batch",
+        )
+    return rows, difference
 
 
 def round_up(difference: float) -> float:
@@ -108,12 +135,13 @@ def round_up(difference: float) -> float:
 
 
 def _write_candidate(
-    request: ExportRequest, *, params: dict[str, Any], onnx_bytes: bytes, parity: dict[str, Any]
+    request: ExportRequest, *, params: dict[str, Any], onnx_bytes: bytes | None, parity: dict[str, Any]
 ) -> Candidate:
     request.candidates_folder.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".candidate.", dir=request.candidates_folder))
     try:
-        write_atomically(scratch / "model.onnx", onnx_bytes)
+        if onnx_bytes is not None:
+            write_atomically(scratch / "model.onnx", onnx_bytes)
         write_atomically(scratch / "weights.safetensors", request.weights_file.read_bytes())
         write_atomically(scratch / "trainer.py", request.trainer_file.read_bytes())
         origin: dict[str, Any] = {
@@ -125,6 +153,8 @@ def _write_candidate(
         privacy = load_privacy(request.weights_file.parent)
         if privacy is not None:
             origin["privacy"] = privacy
+        if request.export != "onnx":
+            origin["export"] = request.export
         if request.members:
             origin["members"] = request.members
         for name, content in {

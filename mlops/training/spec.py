@@ -233,6 +233,8 @@ class SweepSpec(Spec):
     """The candidate is an ensemble of isolated members; else it is the winner itself."""
     weights: Literal["float32", "int8"] = "float32"
     """How the exported model keeps its matrices; `int8` rounds the winner's before the gate judges it."""
+    export: Literal["onnx", "torch"] = "onnx"
+    """`torch` for a model that torch cannot export: its module serves, in an image with `runtime: torch`."""
     stop: StopEarly = StopEarly()
     cluster: Literal["local", "existing", "ephemeral"] | None = None
     """Where Ray runs; left out: `existing` when RAY_ADDRESS is set, else `local`."""
@@ -273,6 +275,8 @@ class SweepSpec(Spec):
             problems.append(
                 "isolation and audit_pool exclude each other: the pool is drawn over the rows of all members"
             )
+        if self.export == "torch" and (self.weights != "float32" or self.isolation is not None):
+            problems.append("`export: torch` excludes `weights: int8` and `isolation`, which are made of ONNX")
         if self.min_workers is not None and self.min_workers > self.workers:
             problems.append(f"min_workers {self.min_workers} is above workers {self.workers}")
         if self.cluster == "ephemeral" and self.ephemeral is None:
@@ -286,8 +290,8 @@ class SweepSpec(Spec):
         return self
 
     def to_json(self) -> dict[str, Any]:
-        """Canonical content of the search, defaults filled in; without `weights`, which only the export reads."""
-        return self.model_dump(mode="json", exclude={"weights"})
+        """Canonical content of the search, defaults filled in; without what only the export reads."""
+        return self.model_dump(mode="json", exclude={"weights", "export"})
 
 
 def load_sweep_spec(path: Path) -> SweepSpec:

@@ -39,6 +39,7 @@ def export_step(bench: Workbench, *, spec: SweepSpec, sweep: StepRecord) -> Step
         "manifest": sweep.inputs["manifest"],
         "code": digest_code("mlops.training"),
         **({} if spec.weights == "float32" else {"weights_as": digest_json(spec.weights)}),
+        **({} if spec.export == "onnx" else {"export_as": digest_json(spec.export)}),
     }
 
     def export() -> StepOutcome:
@@ -69,10 +70,12 @@ def export_step(bench: Workbench, *, spec: SweepSpec, sweep: StepRecord) -> Step
                 seed=sweep.facts["seed"],
                 members=sweep.facts.get("members", 0),
                 weights=spec.weights,
+                export=spec.export,
             )
         )
         parity = load_parity(candidate)
-        summary = f"candidate {candidate.digest[7:19]}, ONNX equals torch within {parity['max_abs_difference']:g}"
+        what = "ONNX equals torch" if spec.export == "onnx" else "torch answers rows alone as together"
+        summary = f"candidate {candidate.digest[7:19]}, {what} within {parity['max_abs_difference']:g}"
         return StepOutcome(
             outputs={"candidate": candidate.digest},
             facts={"summary": f"{summary} on {parity['rows']} rows", "parity": parity},

@@ -32,7 +32,9 @@ def check_size(rule: SizeRule, hearing: Hearing) -> Findings:
     """Megabytes of the artefact that will serve."""
     megabytes = hearing.model.bytes_of_artefact / 1e6
     is_good = megabytes <= rule.maximum_megabytes
-    return Findings((state_fact("model.onnx", megabytes, maximum=rule.maximum_megabytes, n=1, is_good=is_good),))
+    return Findings(
+        (state_fact(hearing.model.name_of_artefact, megabytes, maximum=rule.maximum_megabytes, n=1, is_good=is_good),)
+    )
 
 
 def check_latency(rule: LatencyRule, hearing: Hearing) -> Findings:

@@ -27,6 +27,8 @@ LABEL = "label"
 INLINE_SECONDS = 0.001
 """A run estimated to be longer goes to a thread, so that health checks are answered meanwhile."""
 PROBABILITIES = "probabilities"
+_ARTEFACTS = ("model.onnx", "weights.safetensors")
+"""What a version is served from: an exported model, or where there is none the module's weights."""
 _RISE = 1.05
 _LEAST_SECONDS = 1e-8
 _EXPIRY_SECONDS = 0.25
@@ -65,7 +67,7 @@ class _Waiting:
 
 
 class OnnxModel:
-    """One version of one product."""
+    """One version of one product; also of those that torch itself computes."""
 
     def __init__(self, folder: Path, *, settings: Settings) -> None:
         self.contract: Contract = load_contract(folder / "contract.json")
@@ -74,7 +76,7 @@ class OnnxModel:
         evidence = json.loads((folder / "evidence.json").read_text("utf-8"))
         self.evidence: dict[str, str] = {str(name): str(digest) for name, digest in evidence.items()}
         self._golden = json.loads((folder / "golden.json").read_text("utf-8"))["requests"]
-        self._session = _open_session(folder / "model.onnx", threads=settings.threads)
+        self._session = _open_session(folder, threads=settings.threads)
         self._names = [output.name for output in self.contract.outputs]
         self._max_batch_rows = settings.max_batch_rows
         self._batching = settings.batching
@@ -234,13 +236,19 @@ def load_models(settings: Settings) -> list[OnnxModel]:
     Raises:
         FileNotFoundError: There is none.
     """
-    folders = sorted(path.parent for path in Path(settings.models).glob("*/*/model.onnx"))
+    found = (path.parent for name in _ARTEFACTS for path in Path(settings.models).glob(f"*/*/{name}"))
+    folders = sorted(set(found))
     if not folders:
-        raise FileNotFoundError(f"{settings.models} holds no <product>/<version>/model.onnx")
+        raise FileNotFoundError(f"{settings.models} holds no <product>/<version>/{_ARTEFACTS[0]}")
     return [OnnxModel(folder, settings=settings) for folder in folders]
 
 
-def _open_session(path: Path, *, threads: int) -> Any:
+def _open_session(folder: Path, *, threads: int) -> Any:
+    path = folder / _ARTEFACTS[0]
+    if not path.is_file():
+        from .torch_model import TorchSession  # only an image with `runtime: torch` has torch
+
+        return TorchSession(folder, threads=threads)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

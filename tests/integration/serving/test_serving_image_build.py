@@ -19,7 +19,7 @@ from mlops.serving.image import build_image
 from mlops.serving.inventory import take_inventory
 from mlops.serving.oci_layout import ImageLayout
 from mlops.serving.oci_unpack import layer_members, open_layer, unpack_image
-from mlops.serving.testing import tiny_contract, write_tiny_candidate
+from mlops.serving.testing import tiny_contract, write_tiny_candidate, write_torch_candidate
 
 _BUILD = """
 import sys, json
@@ -80,7 +80,8 @@ def test_another_model_writes_only_the_model_layer(bakery, tmp_path):
 
 def test_the_cuda_layer_is_one_for_all_products_and_its_onnxruntime_comes_first(bakery, tmp_path):
     spec = bakery.request.spec.model_copy(update={"accelerator": "cuda"})
-    request = bakery.request_with(spec=spec, version="gpu", cuda_lock=_store_gpu_wheel(bakery, tmp_path))
+    lock = _store_wheel(bakery, tmp_path, name="onnxruntime-gpu", package="onnxruntime")
+    request = bakery.request_with(spec=spec, version="gpu", wheel_locks={"cuda": lock})
     built = build_image(request)
     assert [layer.name for layer in built.layers] == ["base", "runtime", "cuda", "app", "model"]
     assert [layer.is_reused for layer in built.layers] == [True, True, False, True, False]
@@ -96,17 +97,43 @@ def test_the_cuda_layer_is_one_for_all_products_and_its_onnxruntime_comes_first(
     assert ("onnxruntime-gpu", "9.9") in packages
 
 
-def _store_gpu_wheel(bakery, folder):
-    """A stand-in of 300 bytes for the wheels of NVIDIA; returns its lock."""
-    wheel = folder / "onnxruntime_gpu-9.9-py3-none-any.whl"
+def test_the_torch_layer_is_laid_over_a_default_image_that_never_has_it(bakery, tmp_path):
+    write_torch_candidate(tmp_path / "looping")
+    spec = bakery.request.spec.model_copy(update={"runtime": "torch"})
+    lock = _store_wheel(bakery, tmp_path, name="torch", package="torch")
+    request = bakery.request_with(
+        spec=spec, version="torch", wheel_locks={"torch": lock}, candidate_folder=tmp_path / "looping"
+    )
+    built = build_image(request)
+    assert [layer.name for layer in built.layers] == ["base", "runtime", "torch", "app", "model"]
+    assert [layer.is_reused for layer in built.layers] == [True, True, False, True, False]
+    unpack_image(request.layout, built.digest, tmp_path / "root")
+    path = _environment(request.layout, built.digest)["PYTHONPATH"].split(":")
+    assert [folder for folder in path if (tmp_path / f"root{folder}/torch/__init__.py").is_file()] == [
+        "/opt/mlops/torch"
+    ]
+    files = {file.name for file in (tmp_path / "root/opt/mlops/models/income/torch").iterdir()}
+    assert files == {
+        "weights.safetensors", "trainer.py", "model.json", "contract.json", "golden.json", "evidence.json",
+    }  # fmt: skip
+    assert not [name for name in _names(bakery) if "/torch/" in name]
+    with pytest.raises(ServingError, match="torch must serve it"):
+        build_image(replace(request, spec=bakery.request.spec, version="default"))
+    assert ImageLayout(request.layout).find("income:default") is None
+
+
+def _store_wheel(bakery, folder, *, name, package):
+    """A stand-in of 300 bytes for a wheel of hundreds of megabytes; returns its lock."""
+    stem = name.replace("-", "_")
+    wheel = folder / f"{stem}-9.9-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(zipfile.ZipInfo("onnxruntime/__init__.py"), "")
-        text = "Metadata-Version: 2.1\nName: onnxruntime-gpu\nVersion: 9.9\n"
-        archive.writestr(zipfile.ZipInfo("onnxruntime_gpu-9.9.dist-info/METADATA"), text)
+        archive.writestr(zipfile.ZipInfo(f"{package}/__init__.py"), "")
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: 9.9\n"
+        archive.writestr(zipfile.ZipInfo(f"{stem}-9.9.dist-info/METADATA"), text)
     digest = digest_file(wheel)
     ContentStore(bakery.request.downloads).adopt(wheel, digest=digest)
-    (folder / "cuda.txt").write_text(f"onnxruntime-gpu==9.9 --hash={digest}\n")
-    return folder / "cuda.txt"
+    (folder / f"{stem}.txt").write_text(f"{name}==9.9 --hash={digest}\n")
+    return folder / f"{stem}.txt"
 
 
 def _environment(layout, digest):

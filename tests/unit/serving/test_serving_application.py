@@ -19,7 +19,7 @@ def _outputs(answer):
 def test_golden_requests_are_answered_as_the_model_itself_does(server, model_root):
     contract = tiny_contract()
     requests = make_golden_requests(contract)
-    expected = answer_golden(model_root / "income/1/model.onnx", requests, contract=contract)
+    expected = answer_golden(model_root / "income/1", requests, contract=contract)
     for request, answers in zip(requests, expected, strict=True):
         answer = server.infer(request.to_inference_request(contract))
         assert answer.status == 200

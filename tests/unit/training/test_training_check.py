@@ -41,3 +41,21 @@ def test_a_broken_line_is_named(stage, source, contract, name):
     assert [violation.line for violation in found] == ([line] if line else []), found
     if line:
         assert text in found[0].text
+
+
+BRANCHES = {
+    "a loop on the data": ("while bool((columns['age'] > 200).any()): columns['age'] = columns['age'] / 2", []),
+    "rows that change each other's answers": ("columns['age'] = columns['age'] - columns['age'].mean()", ["exports"]),
+}
+
+
+@pytest.mark.parametrize("name", BRANCHES)
+def test_a_model_that_torch_itself_serves_need_not_export_but_answers_row_by_row(stage, source, contract, name):
+    line, lines = BRANCHES[name]
+    text = stage.trainer.read_text()
+    last = "        return self.layers"
+    assert last in text
+    stage.trainer.write_text(text.replace(last, f"        columns = dict(columns)\n        {line}\n{last}"))
+    spec = stage.spec(epochs=3, export="torch")
+    found = check_trainer(spec, trainer_file=stage.trainer, contract=contract, source=source, say=lambda line: None)
+    assert [violation.line for violation in found] == lines, found

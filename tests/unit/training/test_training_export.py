@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mlops.errors import TrainingError
+from mlops.training.artefact import open_artefact
 from mlops.training.candidate import load_candidate
 from mlops.training.contract import Contract, Output
 from mlops.training.export import ExportRequest, export_candidate, load_parity, round_up
@@ -102,6 +103,48 @@ def test_int8_weights_are_rounded_before_they_are_judged_and_packed(make_request
     whole, _ = session.run(None, {name: column.numpy() for name, column in columns.items()})
     alone, _ = session.run(None, {name: column[:1].numpy() for name, column in columns.items()})
     assert abs(whole[0] - alone[0]).max() <= 1e-6, "the rows of one request do not change each other's answers"
+
+
+def _with_forward(request: ExportRequest, line: str) -> ExportRequest:
+    text = request.trainer_file.read_text()
+    assert "        return self.layers" in text
+    request.trainer_file.write_text(
+        text.replace("        return self.layers", f"        {line}\n        return self.layers")
+    )
+    return replace(request, export="torch")
+
+
+def test_a_model_that_does_not_export_becomes_a_candidate_without_onnx(make_request, tmp_path, source):
+    loop = "while bool((columns['age'] > 150).any()): columns = columns | {'age': columns['age'].clamp(max=150)}"
+    request = _with_forward(make_request(tmp_path / "one"), loop)
+    with pytest.raises(TrainingError, match="cannot be exported"):
+        export_candidate(replace(request, export="onnx"))
+    candidate = export_candidate(request)
+    assert not candidate.onnx_file.exists() and candidate.artefact_file.name == "weights.safetensors"
+    assert load_candidate(candidate.folder).export == "torch"
+    parity = load_parity(candidate)
+    assert parity["rows"] == 200 and parity["max_abs_difference"] <= parity["bound"]
+    columns = {"age": source.age[:5].numpy(), "plan": source.plan[:5].numpy()}
+    with torch.no_grad():
+        expected = candidate.load_module()({name: torch.tensor(value) for name, value in columns.items()})
+    found, _ = open_artefact(candidate.folder).run(("logits", "probabilities"), columns)
+    assert abs(found - expected.numpy()).max() <= 1e-6
+
+
+UNFIT = {
+    "rows that change each other's answers": ("columns['age'] = columns['age'] - columns['age'].mean()", "other rows"),
+    "no number": ("columns['age'] = columns['age'] / 0 * 0", "NaN or infinity"),
+    "an error": ("raise ValueError('broken')", "does not run"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_torch_does_not_serve(make_request, tmp_path, name):
+    line, text = UNFIT[name]
+    request = _with_forward(make_request(tmp_path / "one"), f"columns = dict(columns); {line}")
+    with pytest.raises(TrainingError, match=text):
+        export_candidate(request)
+    assert not request.candidates_folder.exists()
 
 
 def test_a_changed_candidate_is_not_loaded(make_request, tmp_path):
