@@ -56,6 +56,8 @@ _LEFT_OUT_OF_WHEELS = (
     "numpy/random/lib", "numpy/random/_examples", "numpy/_pyinstaller",
     "google/protobuf/compiler", "numpy/typing", "torch/include", "torch/share", "torch/bin", "torch/test",
 )  # fmt: skip
+_KEPT_OF_WHEELS = ("torch/bin/torch_shm_manager",)
+"""torch does not load without the file, which only its data loaders would run; the image has no right to run it."""
 _LEFT_OUT_NAMES = ("tests", "testing_data", "__pycache__")
 _LEFT_OUT_SUFFIXES = (".pyi", ".pyx", ".pxd", ".pxi", ".h", ".c", ".cpp", ".a", ".lib", ".exe", ".dll")
 
@@ -124,6 +126,8 @@ def model_entries(
 def belongs_in_runtime(name: str) -> bool:
     """Whether a file of a wheel is needed to serve."""
     path = PurePosixPath(name)
+    if name in _KEPT_OF_WHEELS:
+        return True
     if any(name == part or name.startswith(f"{part}/") for part in _LEFT_OUT_OF_WHEELS):
         return False
     if any(part in _LEFT_OUT_NAMES for part in path.parts):

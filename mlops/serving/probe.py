@@ -17,6 +17,7 @@ from typing import Any
 from mlops.clock import Clock, render_time
 from mlops.errors import Reason, ServingError
 from mlops.provenance.digest import digest_json
+from mlops.serving.fuzzing import fuzz_api
 from mlops.serving.golden import GoldenRequest, answer_golden, make_golden_requests
 from mlops.serving.malformed import MalformedRequest, make_broken_connections, make_malformed_requests
 from mlops.serving.oci_layout import ImageLayout
@@ -44,6 +45,10 @@ class ProbeLimits:
     latency_p99_seconds: float = 0.25
     memory_bytes: int = 512 << 20
     """Given to the runtime as a limit, and checked where the runtime's process can be read."""
+    cpus: float = 1.0
+    """Cores, given to the runtime as a limit; `facts` says which limits the process was found under."""
+    fuzz_examples: int = 20
+    """Per operation of the OpenAPI document, once allowed and once forbidden ones."""
     drain_seconds: float = 15.0
     """From SIGTERM to the end."""
 
@@ -126,6 +131,7 @@ def probe_image(request: ProbeRequest, *, runtime: Runtime) -> ProbeResult:
                 socket_folder=sockets,
                 tcp_port=None,
                 memory_bytes=request.limits.memory_bytes,
+                cpus=request.limits.cpus,
                 environment={"REQUEST_LOG": "none", "BODY_TIMEOUT_SECONDS": str(_PATIENCE_SECONDS)},
             )
         )
@@ -162,6 +168,7 @@ class _Trial:
                 self._replay(golden, answers)
                 self._mistreat(golden[0])
                 self._break_connections()
+                self._fuzz()
                 self._measure(golden[0])
                 self._measure_memory()
                 self._observe()
@@ -252,6 +259,12 @@ class _Trial:
             if not answer.startswith(b"HTTP/1.1 4"):
                 self._complain("broken-connection", f"{name}: a 4xx was due, not {answer[:60]!r}")
         self.facts["broken_connections"] = len(connections)
+
+    def _fuzz(self) -> None:
+        found = fuzz_api(self._instance.socket, examples=self._limits.fuzz_examples)
+        self.facts["openapi_fuzz"] = found.facts()
+        for text in found.contradictions:
+            self._complain("contradicts-openapi", text)
 
     def _observe(self) -> None:
         seen = observe_process(self._instance.socket)

@@ -22,6 +22,14 @@ _STANDARD_STREAMS = 3
 _TELEMETRY = re.compile(r"telemetry|/\.cache/|Microsoft|\.ses$|\.db(-wal|-journal)?$", re.IGNORECASE)
 """Files that onnxruntime's reporting keeps, if it runs."""
 _WRITABLE = ("tmp", "var/tmp")
+_CGROUPS = Path("/sys/fs/cgroup")
+_LIMIT_FILES = {
+    "cpus": ("cpu.max", "cpu.cfs_quota_us"),
+    "memory_bytes": ("memory.max", "memory.limit_in_bytes"),
+    "pids": ("pids.max",),
+}
+_NO_LIMIT = 2.0**60
+"""The first version of control groups says a number near 2^63 where there is no limit."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class ObservedProcess:
     mapped_files: int
     suspicious_files: tuple[str, ...]
     """Open or mapped, by the names that reporting uses."""
+    limits: dict[str, float]
+    """Of its control group: `cpus`, `memory_bytes`, `pids`; only those that are set."""
     left_files: tuple[str, ...]
     """In the image's own temporary folders."""
 
@@ -55,6 +65,7 @@ class ObservedProcess:
             "files_open_for_writing": len(self.written_files),
             "internet_sockets": len(self.internet_sockets),
             "mapped_files": self.mapped_files,
+            "limits": self.limits,
         }
 
 
@@ -80,6 +91,7 @@ def observe_process(server_socket: Path) -> ObservedProcess | None:
             internet_sockets=tuple(_internet_sockets(folder, {name for name, _ in opened.values()})),
             mapped_files=len(mapped),
             suspicious_files=tuple(sorted(name for name in named if _TELEMETRY.search(name))),
+            limits=_limits(folder),
             left_files=tuple(_left_files(folder / "root")) if is_isolated else (),
         )
     except (OSError, KeyError, ValueError):
@@ -142,6 +154,32 @@ def _internet_sockets(folder: Path, opened: set[str]) -> Iterator[str]:
             fields = line.split()
             if fields[9] in inodes:
                 yield f"{table} {fields[1]} to {fields[2]}"
+
+
+def _limits(folder: Path) -> dict[str, float]:
+    """From either version of control groups; nothing where the process has none of its own."""
+    found: dict[str, float] = {}
+    for line in (folder / "cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        for controller in ("", "unified") if not controllers else (controllers,):
+            place = _CGROUPS / controller / path.lstrip("/")
+            for name, files in _LIMIT_FILES.items():
+                for file in files:
+                    if (value := _read_limit(place, file)) is not None and path != "/":
+                        found[name] = value
+    return found
+
+
+def _read_limit(place: Path, file: str) -> float | None:
+    """The number in a limit's file, per period where there is one; None where it is absent or without limit."""
+    try:
+        words = (place / file).read_text().split()
+        if file == "cpu.cfs_quota_us":
+            words.append((place / "cpu.cfs_period_us").read_text())
+        value = float(words[0]) / (float(words[1]) if len(words) > 1 else 1.0)
+    except (OSError, ValueError):
+        return None
+    return value if 0 < value < _NO_LIMIT else None
 
 
 def _left_files(root: Path) -> Iterator[str]:

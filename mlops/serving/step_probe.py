@@ -46,6 +46,7 @@ def probe_step(bench: Workbench, *, product: str, image: str, candidate: str, ru
             "summary": _summarise(result),
             "runtime": result.runtime,
             "verdict": result.verdict,
+            "openapi_fuzz": result.facts["openapi_fuzz"],
             "latency_p99_seconds": result.facts["latency_p99_seconds"],
             "report": str(path.relative_to(places.root)),
         }
@@ -60,8 +61,10 @@ def probe_step(bench: Workbench, *, product: str, image: str, candidate: str, ru
 
 def _summarise(result: ProbeResult) -> str:
     facts = result.facts
+    fuzzed = facts["openapi_fuzz"]
+    more = f"{fuzzed['cases']} fuzzed" if fuzzed["ran"] else "none fuzzed (no schemathesis)"
     return (
         f"{result.verdict} in {result.runtime}: ready in {facts['ready_seconds']:.2f} s, "
-        f"{facts['golden_requests']} golden and {facts['malformed_requests']} malformed requests, "
+        f"{facts['golden_requests']} golden and {facts['malformed_requests']} malformed requests, {more}, "
         f"99 % within {facts['latency_p99_seconds'] * 1000:.1f} ms"
     )

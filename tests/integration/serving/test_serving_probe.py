@@ -42,6 +42,10 @@ def test_an_honest_image_passes(bakery, tmp_path, name):
     assert result.runtime == name
     assert result.facts["golden_max_difference"] <= 1e-5
     assert result.facts["exit_code"] == 0
+    assert result.facts["openapi_fuzz"]["ran"] and result.facts["openapi_fuzz"]["cases"] > 50
+    if name == "podman":
+        limits = {"cpus": 1.0, "memory_bytes": 512 << 20, "pids": 64}
+        assert result.facts["process"]["limits"] == limits
     facts = json.loads(json.dumps(result.to_json()))["facts"]
     assert facts["malformed_requests"] > 50
     assert facts["broken_connections"] > 8

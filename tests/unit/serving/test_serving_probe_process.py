@@ -18,6 +18,7 @@ GOOD = ObservedProcess(
     internet_sockets=(),
     mapped_files=3,
     suspicious_files=(),
+    limits={},
     left_files=(),
 )
 BAD = {
