@@ -84,9 +84,12 @@ def render_text(result: GateResult) -> str:
     if advice:
         lines += ["", "What stands open, and what would change it"]
     for item in advice:
-        mark = "stops" if item.check.is_stopping else "reported" if item.check.is_blocking else "advisory"
+        let_through = "waived" if item.check.waiver else "reported"
+        mark = "stops" if item.check.is_stopping else let_through if item.check.is_blocking else "advisory"
         lines.append(f"  {MARKS[item.check.verdict]} {item.check.title} ({item.check.verdict.value}, {mark})")
         lines += [f"      {item.why}", f"      → {item.change}"]
+        if item.check.waiver:
+            lines.append("      waived by {by} until {until}: {reason}".format(**item.check.waiver))
         if item.check.undecided_reason and item.check.verdict is Verdict.UNDECIDED:
             lines.append(f"      may go through because: {item.check.undecided_reason}")
     for family, checks in group_by_family(result):

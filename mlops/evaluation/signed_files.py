@@ -79,5 +79,14 @@ def load_answers(places: Places, product: str) -> tuple[tuple[Signed, ...], tupl
         ProvenanceError: A file is damaged.
     """
     files = sorted(signed_folder(places, product).glob("*.json"))
-    found = [parse_answer(path.read_text(encoding="utf-8"), product=product) for path in files]
+    found = [_read_answer(path, product=product) for path in files]
     return tuple(item for item in found if item.candidate), tuple(item for item in found if not item.candidate)
+
+
+def _read_answer(path: Path, *, product: str) -> Signed:
+    try:
+        return parse_answer(path.read_text(encoding="utf-8"), product=product)
+    except (ProvenanceError, UnicodeDecodeError) as error:
+        raise ProvenanceError(
+            f"{path}: {error}", hint=f"`git checkout -- {path}`, or delete it and sign again with `mlops gate sign`"
+        ) from error

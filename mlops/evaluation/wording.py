@@ -51,8 +51,12 @@ def headline(result: GateResult) -> str:
         return "the policy asks for nothing, so nothing was shown."
     if result.is_go:
         through = [check for check in blocking if check.verdict is Verdict.UNDECIDED]
+        waived = sum(1 for check in through if check.waiver)
         shown = _many(len(blocking) - len(through), "blocking check is", "blocking checks are")
-        also = f" {_many(len(through), 'stays', 'stay')} undecided, which the policy allows." if through else ""
+        parts = [f"{_many(len(through) - waived, 'stays', 'stay')} undecided, which the policy allows"]
+        parts = parts if len(through) > waived else []
+        parts += [f"{_many(waived, 'is', 'are')} undecided and waived"] if waived else []
+        also = f" {', and '.join(parts)}." if parts else ""
         return f"{shown} shown to hold.{also}{_say_advice(result)}"
     failed = sum(1 for check in stopping if check.verdict is Verdict.FAIL)
     parts = [f"{_many(failed, 'check is', 'checks are')} shown to be violated"] if failed else []

@@ -8,6 +8,7 @@ import pytest
 from mlops.clock import SystemClock
 from mlops.deploy.gate_signatures import gate_verifier, object_to_signing
 from mlops.deploy.roles import RolesSpec
+from mlops.errors import ProvenanceError
 from mlops.evaluation.signed_answers import Signed
 from mlops.evaluation.signed_files import keep_answer, load_answers, sign_answer
 from mlops.places import Places
@@ -65,6 +66,15 @@ def test_files_come_back_as_waivers_and_statements(tmp_path: Path, keys: dict) -
     waivers, statements = load_answers(Places(tmp_path), "p")
     assert [dataclasses.replace(item, envelope="") for item in (*waivers, *statements)] == [waiver, statement]
     assert load_answers(Places(tmp_path), "other") == ((), ())
+
+
+def test_a_file_that_somebody_changed_is_named(tmp_path: Path, keys: dict) -> None:
+    waiver = Signed("membership", CANDIDATE, by="ada", reason="looked at by hand", until_us=5)
+    envelope = sign_answer(waiver, product="p", policy=POLICY, key=keys["ada"])
+    path = keep_answer(Places(tmp_path), envelope, product="p")
+    path.write_text(envelope.replace("payload", "load", 1))
+    with pytest.raises(ProvenanceError, match=path.name):
+        load_answers(Places(tmp_path), "p")
 
 
 OBJECTIONS = {

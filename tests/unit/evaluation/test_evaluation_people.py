@@ -10,6 +10,7 @@ from mlops.errors import ProjectError
 from mlops.evaluation import planted
 from mlops.evaluation.gate import judge_hearing
 from mlops.evaluation.policy import Policy
+from mlops.evaluation.report import render_text
 from mlops.evaluation.signed_answers import Signed, SignedAnswers
 from mlops.evaluation.verdicts import GateResult, Verdict
 from mlops.specs import parse_spec
@@ -45,6 +46,8 @@ def test_a_valid_waiver_lets_one_undecided_check_through() -> None:
     result = judge(OPEN, signed=answers(waivers=(waiver(),)))
     assert result.checks[0].verdict is Verdict.UNDECIDED
     assert result.is_go
+    assert "GO (PASS): 0 blocking checks are shown to hold. 1 is undecided and waived." in render_text(result)
+    assert "waived by ada until 2027-01-16T08:00:00Z: known gap" in render_text(result)
     assert result.checks[0].waiver == {"by": "ada", "reason": "known gap", "until": "2027-01-16T08:00:00Z"}
 
 
