@@ -102,12 +102,14 @@ def describe_claim(judged: JudgedClaim, *, kind: str) -> str:
     if evidence is None:
         return f"{claim.name}: {claim.text}."
     is_gap = kind in GAP_KINDS and claim.direction == "at most"
-    name = "" if claim.name == "all" else f"{'gap by ' if is_gap else ''}{claim.name}: "
+    name = "" if claim.name == "all" else f"{'Gap by ' if is_gap else ''}{claim.name}: "
     bounds = f"between {show(evidence.lower, kind)} and {show(evidence.upper, kind)} with the rows at hand"
     if evidence.lower == evidence.upper:
         bounds = "measured exactly"
     text = f" ({claim.text})" if claim.text else ""
-    name = f"{name[:1].upper()}{name[1:]}"
+    if claim.text.startswith("rows "):  # the words say what is counted, so they stand in front
+        name = "" if claim.name in claim.text else name
+        name, text = f"{name}{claim.text if name else f'R{claim.text[1:]}'}: ", ""
     return (
         f"{name}{show(evidence.estimate, kind)}, {bounds}; asked is {claim.direction} "
         f"{show(claim.threshold, kind)}{text}."
@@ -160,6 +162,8 @@ def _show_with_these_rows(claim: Claim, *, kind: str) -> str:
 
 def show(value: float, kind: str) -> str:
     """A number for people: percent for shares, else three digits."""
+    if kind == "size":
+        return f"{value:.3g} MB"
     if kind in DECIMAL_KINDS:
         return f"{value:.3g}"
     digits = 2 if 0 < abs(value) < 0.001 else 1

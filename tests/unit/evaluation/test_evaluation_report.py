@@ -76,6 +76,7 @@ def test_who_approves_is_told_what_only_advises_and_how_far_it_is_from_its_limit
     assert "checks that only advise, 1 fails and 2 stay undecided: see below before you approve" in text.splitlines()[0]
     assert text.index("high (FAIL, advisory)") < text.index("near (UNDECIDED, advisory)")
     assert "Gap by area: " in text
+    assert "Rows that are not answered granted with hours 40.0: 49.4 %, between" in text
     (judged,) = found.checks[2].claims
     for rows, words in ((None, "it must fall by about 3.3 %"), (2_000_000, "more than 1,000,000"), (9, "About 9 more")):
         claim = dataclasses.replace(judged.claim, rows_needed=rows)
