@@ -164,11 +164,13 @@ class ErasureWorld:
             return sql_erasure.list_certificates(connection)
 
 
-def make_erasure_world(root: Path, *, persons: int = 12, rules: dict[str, object] | None = None) -> ErasureWorld:
+def make_erasure_world(
+    root: Path, *, persons: int = 12, rules: dict[str, object] | None = None, recipe: dict[str, object] | None = None
+) -> ErasureWorld:
     """Two rows for each of `persons` people `p0`, `p1`, …; a released model that serves in `production`."""
     places = Places(root)
     (root / "datasets").mkdir(parents=True)
-    (root / "datasets" / "people.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    (root / "datasets" / "people.yaml").write_text(yaml.safe_dump(RECIPE | (recipe or {}), sort_keys=False))
     with (root / "datasets" / "people.csv").open("w", newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(["person", "age", "left"])

@@ -81,7 +81,7 @@ def run(
     if dry_run:
         return
     version = load_version(project.places, spec)
-    fence = find_training_fence(project.places, version)
+    fence = find_training_fence(project.places, version, purpose=spec.purpose)
     if fence is not None:
         refuse(fence, what=f"{product} is not trained")
     request = make_request(project.places, spec, version=version, tags={}, spender="")

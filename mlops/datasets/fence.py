@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from mlops.datasets.schema import refuse_purpose
 from mlops.datasets.subject_index import load_subjects
 from mlops.datasets.subjects import HASH_BYTES, group_of
 from mlops.datasets.tombstones import load_purged, load_tombstones
@@ -44,16 +45,24 @@ def find_withdrawn(
 
 
 def find_training_fence(
-    places: Places, version: DatasetVersion, *, subjects: Iterable[bytes] | None = None
+    places: Places,
+    version: DatasetVersion,
+    *,
+    purpose: str | None = None,
+    subjects: Iterable[bytes] | None = None,
 ) -> Refusal | None:
-    """Why nothing new may be trained on a version; None when it holds no withdrawn person.
+    """Why nothing new may be trained on a version; None when it may be used and holds no withdrawn person.
 
     Args:
         places: The project.
         version: What would be trained on.
+        purpose: What for; None where that was asked before.
         subjects: As in `find_withdrawn`: the batch that retrains names its own people, for whoever withdraws while it
             is at work belongs to the next one.
     """
+    refused = None if purpose is None else refuse_purpose(version.schema, purpose)
+    if refused is not None:
+        return refused
     count = len(find_withdrawn(places, version, subjects=subjects))
     if count == 0:
         return None

@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import mmap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -135,7 +136,9 @@ def _read_parquet(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
 
 def _read_arrow(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
     line = 1
-    with pa.memory_map(str(fetched.path)) as source, pa.ipc.open_file(source) as file:
+    with fetched.path.open("rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    with pa.ipc.open_file(pa.py_buffer(mapped)) as file:
         for number in range(file.num_record_batches):
             batch = file.get_batch(number)
             rows = count_block_rows(batch.nbytes // max(1, batch.num_rows))
@@ -143,6 +146,7 @@ def _read_arrow(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
                 block = pa.Table.from_batches([batch.slice(start, rows)])
                 yield RawBlock(block, _file_name(fetched), line)
                 line += block.num_rows
+                mapped.madvise(mmap.MADV_DONTNEED)  # else the whole file stays in this process's memory
 
 
 def _read_images(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:

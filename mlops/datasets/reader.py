@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import time
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,6 +54,16 @@ class Batch:
     rows: Tensor
     """int64 [B]: row numbers of the split in manifest order; the same sample has the same number in every epoch."""
 
+    def map_columns(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with every column changed: moved, pinned; positions and row numbers stay on the host."""
+        return replace(
+            self,
+            features={name: change(column) for name, column in self.features.items()},
+            label=change(self.label),
+            sensitive={name: change(column) for name, column in self.sensitive.items()},
+            weight=None if self.weight is None else change(self.weight),
+        )
+
 
 @dataclass(frozen=True)
 class _Run:
@@ -68,6 +78,8 @@ class _Run:
     rank: int
     world_size: int
     order: str
+    finish: Callable[[Batch], Batch]
+    """Done to each batch ahead of its use."""
 
     def bound(self, step: int) -> tuple[int, int] | None:
         """Global positions of a step's batch; None after the last."""
@@ -85,6 +97,7 @@ class ShardReader:
         window_rows: Rows that are shuffled together and held at a time; part of the order, so fixed for a run.
         cache_bytes: Limit of the node cache; None has none.
         selection: Which rows take part; None is all.
+        pin_tensor: Puts a tensor into page-locked memory.
     """
 
     def __init__(
@@ -95,11 +108,13 @@ class ShardReader:
         window_rows: int = WINDOW_ROWS,
         cache_bytes: int | None = None,
         selection: Selection | None = None,
+        pin_tensor: Callable[[Tensor], Tensor] = Tensor.pin_memory,
     ) -> None:
         self.version = version
         self._cache = NodeCache(cache_folder, limit_bytes=cache_bytes)
         self._window_rows = window_rows
         self._selection = selection or Selection()
+        self._pin_tensor = pin_tensor
         schema = version.schema
         used = {column.name: column for column in (*schema.features, *schema.sensitive, schema.label)}
         if schema.weight is not None:
@@ -142,6 +157,7 @@ class ShardReader:
         start_step: int = 0,
         shuffle: bool = True,
         order: str = "shuffled",
+        pin: bool = False,
     ) -> Iterator[Batch]:
         """This rank's parts of the global batches, from step `start_step` on.
 
@@ -157,6 +173,7 @@ class ShardReader:
             shuffle: Without, rows come in manifest order.
             order: `shuffled`; `stratified` spreads labels evenly; `weighted` draws by the `weight` column, with
                 replacement inside a window.
+            pin: Whether batches lie in page-locked memory, from which a CUDA device copies while it computes.
 
         Raises:
             DatasetError: Missing or changed shards, or a layout that would starve a rank.
@@ -178,7 +195,7 @@ class ShardReader:
             selection=self._selection.digest if self._selection != Selection() else "",
         )
         verify_layout(plan.rows, batch_size=batch_size, rank=rank, world_size=world_size)
-        run = _Run(split, shards, taken, plan, batch_size, rank, world_size, order)
+        run = _Run(split, shards, taken, plan, batch_size, rank, world_size, order, self._pin if pin else _as_it_is)
         return self._ahead(self._iterate(run, start_step))
 
     def _digest_of(self, shards: tuple[Shard, ...]) -> str:
@@ -243,7 +260,7 @@ class ShardReader:
                 parts.append((_pick(held, mine - window.start, order), mine))
                 if bound[1] > end_of_window:
                     break  # the batch goes on in the next window
-                yield self._join(parts)
+                yield run.finish(self._join(parts))
                 parts = []
                 step += 1
                 bound = run.bound(step)
@@ -297,6 +314,9 @@ class ShardReader:
             )
         return run.plan.order_window(window, order=run.order, labels=held[schema.label.name], weights=weights)
 
+    def _pin(self, batch: Batch) -> Batch:
+        return batch.map_columns(self._pin_tensor)
+
     def _join(self, parts: list[tuple[Columns, np.ndarray]]) -> Batch:
         schema = self.version.schema
         columns = {
@@ -313,6 +333,10 @@ class ShardReader:
             positions=torch.from_numpy(np.concatenate([positions for _, positions in parts])),
             rows=columns[_ROWS],
         )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def _pick(held: Columns, inside: np.ndarray, order: np.ndarray | None) -> Columns:

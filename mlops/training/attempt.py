@@ -188,6 +188,7 @@ class BatchSource(Protocol):
         world_size: int,
         start_step: int = 0,
         shuffle: bool = True,
+        pin: bool = False,
     ) -> Iterator[Batch]:
         """This rank's part of each global batch."""
         ...

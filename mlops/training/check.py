@@ -64,6 +64,7 @@ class FewRows:
         world_size: int,
         start_step: int = 0,
         shuffle: bool = True,
+        pin: bool = False,
     ) -> Iterator[Batch]:
         """See `BatchSource`; ends after `rows` rows."""
         size = max(world_size, min(batch_size, self._rows // 4))
@@ -77,6 +78,7 @@ class FewRows:
             world_size=world_size,
             start_step=start_step,
             shuffle=shuffle,
+            pin=pin,
         ):
             yield batch
             seen += len(batch.label) * world_size

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from mlops.clock import Clock
 from mlops.datasets.fence import find_training_fence
-from mlops.datasets.schema import refuse_purpose
 from mlops.datasets.version import DatasetVersion, load_dataset_version
 from mlops.errors import EnvironmentFault, Refusal
 from mlops.ids import Ids
@@ -116,8 +115,7 @@ def launch_sweep(
     Raises:
         EnvironmentFault: No cluster can be reached or started, or it can never hold one worker group.
     """
-    fence = refuse_purpose(version.schema, request.spec.purpose)
-    fence = fence or find_training_fence(places, version, subjects=withdrawn)
+    fence = find_training_fence(places, version, purpose=request.spec.purpose, subjects=withdrawn)
     if fence is not None:
         return fence
     starter = starter or CommandStarter()

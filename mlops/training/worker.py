@@ -142,6 +142,7 @@ class Worker:
             world_size=self.world_size,
             start_step=step,
             shuffle=shuffle,
+            pin=self.device.type == "cuda",
         )
         while True:
             is_asked = self._channel.step()
@@ -502,18 +503,7 @@ def pick_rows(batch: Batch, places: torch.Tensor) -> Batch:
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
     """The batch on a device."""
-
-    def moved(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device, non_blocking=True)
-
-    return Batch(
-        features={name: moved(column) for name, column in batch.features.items()},
-        label=moved(batch.label),
-        sensitive={name: moved(column) for name, column in batch.sensitive.items()},
-        weight=None if batch.weight is None else moved(batch.weight),
-        positions=batch.positions,
-        rows=batch.rows,
-    )
+    return batch.map_columns(lambda column: column.to(device, non_blocking=True))
 
 
 def _peak_memory_bytes() -> int:

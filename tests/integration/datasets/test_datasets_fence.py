@@ -20,7 +20,9 @@ def subjects(people):
 def test_a_withdrawal_fences_the_pinned_version_until_the_person_left_it(people, subjects):
     places, stranger = people.places, hash_subject("nobody", key=b"test")
     before = load_dataset_version(places, "people")
-    assert find_training_fence(places, before) is None
+    assert find_training_fence(places, before, purpose="model_training") is None
+    refused = find_training_fence(places, before, purpose="advertising")
+    assert refused is not None and refused.reasons[0].code == "purpose-not-allowed"
     withdraw_subjects(places, "people", [subjects[0], subjects[1], stranger])
     assert find_withdrawn(places, before) == frozenset(subjects[:2])
     refused = find_training_fence(places, before)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from erasure_fakes import DATASET, Killed, restart
+from erasure_fakes import DATASET, RECIPE, Killed, make_erasure_world, restart
 
 from mlops.clock import DAY_US
 from mlops.datasets.fence import find_withdrawn
@@ -70,6 +70,21 @@ def test_what_was_purged_is_known_by_its_certificate_as_soon_as_there_is_one(wor
     certificate = world.certificates()[0].digest
     with world.project.ledger.read() as connection:
         assert verify_chain(connection, [certificate], rules=load_chain_rules(places)).is_verified
+
+
+def test_rows_past_their_retention_join_the_batch_by_themselves(tmp_path):
+    since = {"name": "since", "from": "age", "kind": "number", "roles": ["time"]}
+    recipe = {"retention_days": 20_833, "columns": [*RECIPE["columns"], since]}
+    world = make_erasure_world(tmp_path / "project", recipe=recipe)
+    world.project.clock.jump(30 - 28_800)  # rows from before second 30 of 1970 are past it: the first ten
+    world.ask("p11")
+    assert world.run().held is None
+    answered = {row.subject for row in world.requests(states=["certified"])}
+    assert answered == {world.hash(f"p{number}").hex() for number in (*range(10), 11)}
+    pinned = load_dataset_version(world.project.places, DATASET)
+    assert pinned.manifest.rows == 2
+    assert world.run().held.reasons[0].code == "nothing-open", "once is enough"
+    world.project.ledger.close()
 
 
 def test_a_batch_that_is_stuck_excuses_no_deadline_of_those_who_wait_behind_it(world):

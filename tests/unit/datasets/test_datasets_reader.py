@@ -137,3 +137,32 @@ def test_weights_that_are_all_zero_are_refused(people, tmp_path, stored):
     version = stored(people.write().build(tmp_path / "b"), tmp_path / "objects")
     with pytest.raises(DatasetError, match="all zero"):
         read(version, tmp_path / "cache", order="weighted")
+
+
+def test_columns_are_pinned_for_a_device_and_only_then(version, tmp_path):
+    """The fake marks what would be page-locked: each column once, never positions or row numbers."""
+    pinned = []
+
+    def pin(tensor):
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    reader = ShardReader(version, tmp_path / "cache", pin_tensor=pin)
+    run = {"batch_size": 50, "seed": 1, "epoch": 0, "rank": 0, "world_size": 1}
+    plain = list(reader.batches("train", **run))
+    assert pinned == []
+    batches = list(reader.batches("train", **run, pin=True))
+    columns = [column for it in batches for column in (*it.features.values(), it.label, *it.sensitive.values())]
+    assert {id(column) for column in columns} == {id(column) for column in pinned}
+    assert all(torch.equal(one.label, other.label) for one, other in zip(plain, batches, strict=True))
+
+
+@pytest.mark.gpu
+def test_a_cuda_device_copies_from_page_locked_memory(version, tmp_path):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    reader = ShardReader(version, tmp_path / "cache")
+    run = {"batch_size": 50, "seed": 1, "epoch": 0, "rank": 0, "world_size": 1}
+    batch = next(iter(reader.batches("train", **run, pin=True)))
+    assert batch.label.is_pinned()
+    assert all(column.is_pinned() for column in batch.features.values())

@@ -117,6 +117,7 @@ class MemorySource:
         world_size: int,
         start_step: int = 0,
         shuffle: bool = True,
+        pin: bool = False,
     ) -> Iterator[Batch]:
         order = torch.arange(len(self.label))
         if shuffle:
