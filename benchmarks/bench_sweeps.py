@@ -229,15 +229,26 @@ def measure_succession(bench: Bench, *, is_small: bool) -> list[Row]:
     with bench.ray(2):
         first = bench.launch(bench.spec(DIGITS_SPEC, trials=4))
         warm = bench.launch(bench.spec(DIGITS_SPEC, trials=4))
-        cold = bench.launch(bench.spec(DIGITS_SPEC, trials=4, workers=2, accelerators="0.5xcpu"))
-    print(first, warm, cold)
+        other = {"trials": 4, "workers": 2, "accelerators": "0.5xcpu"}  # no warm group fits
+        cold = bench.launch(bench.spec(DIGITS_SPEC, groups=1, **other))
+        crowded = bench.launch(bench.spec(DIGITS_SPEC, groups=2, **{**other, "workers": 3, "accelerators": "0.3xcpu"}))
+    print(first, warm, cold, crowded)
     how = "from the call of launch_sweep to the first attempt's row, libraries loaded, Ray running"
-    other = how + "; another shape, so that no warm group fits"
-    found = [("warm", warm["first_trial"], 1, how), ("new", cold["first_trial"], 3, other)]
-    return [
-        Row(f"second sweep, first trial on {kind} groups", taken, "s", text, None, f"at most {limit}", taken <= limit)
-        for kind, taken, limit, text in found
+    shape = (
+        how + "; a shape that no warm group fits, which are ended to make room; {} workers that import torch on 2 cores"
+    )
+    found = [
+        ("warm groups", warm, 1, how),
+        ("a new group of two workers", cold, 3, shape.format(2)),
+        ("two new groups of three workers", crowded, None, shape.format(6)),
     ]
+    return [
+        Row(
+            f"second sweep, first trial on {kind}", taken["first_trial"], "s", text, None,
+            limit and f"at most {limit}", limit and taken["first_trial"] <= limit,
+        )
+        for kind, taken, limit, text in found
+    ]  # fmt: skip
 
 
 def measure_memory(bench: Bench, *, is_small: bool) -> list[Row]:

@@ -88,6 +88,12 @@ def plan_rebuild(signed: Mapping[str, StepRecord]) -> RebuildPlan:
     if missing:
         raise ProvenanceError(f"the chain has no {', '.join(missing)} step", hint="only a whole release can be rebuilt")
     sweep, data, source = signed["sweep"], signed["dataset-import"], signed["source-check"]
+    if sweep.facts.get("members"):
+        raise ProvenanceError(
+            f"{sweep.product} is an ensemble of {sweep.facts['members']} isolated members (`isolation:`): a rebuild "
+            "trains one trial again, not members slice by slice",
+            hint="release it in a fresh clone of its commit: its members are trained to the same bits",
+        )
     recorded: dict[str, str] = {
         name: sweep.inputs[name] for name in ("trainer", "spec", "lock") if name in sweep.inputs
     }

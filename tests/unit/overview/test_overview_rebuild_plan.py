@@ -85,6 +85,15 @@ def test_a_chain_that_lacks_a_step_is_refused(signer: MachineSigner, kind: str) 
         plan_rebuild(read_signed_steps(steps, keyring=ring_of(signer)))
 
 
+def test_an_ensemble_is_refused_in_a_sentence(signer: MachineSigner) -> None:
+    steps = steps_of(signer)
+    sweep = next(step for step in steps if step.kind == "sweep")
+    joined = replace(sweep, facts={**sweep.facts, "members": 4}, envelope=None)
+    steps[steps.index(sweep)] = replace(joined, envelope=signer.sign_step(joined))
+    with pytest.raises(ProvenanceError, match="ensemble of 4 isolated members"):
+        plan_rebuild(read_signed_steps(steps, keyring=ring_of(signer)))
+
+
 def test_every_digest_that_differs_or_was_not_made_is_named(signer: MachineSigner) -> None:
     plan = plan_rebuild(read_signed_steps(steps_of(signer), keyring=ring_of(signer)))
     assert all(it.is_equal for it in compare_rebuild(plan, plan.recorded))
