@@ -92,9 +92,11 @@ def wheel_entries(
     entries: dict[str, Entry] = {}
     for wheel in wheels:
         path = store.verify(wheel.digest)
+        # Opened once: reading the directory of torch's wheel takes longer than reading most of its files.
+        archive = zipfile.ZipFile(path)
         for member, name in wheel_members(path):
             if belongs_in_runtime(name):
-                entries[f"{folder}/{name}"] = Entry(kind="file", content=_zip_reader(path, member.filename))
+                entries[f"{folder}/{name}"] = Entry(kind="file", content=_zip_reader(archive, member))
     return entries
 
 
@@ -191,9 +193,5 @@ def _system_entries() -> dict[str, Entry]:
     }
 
 
-def _zip_reader(path: Path, name: str) -> Callable[[], bytes]:
-    def read() -> bytes:
-        with zipfile.ZipFile(path) as wheel:
-            return wheel.read(name)
-
-    return read
+def _zip_reader(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Callable[[], bytes]:
+    return lambda: archive.read(member)
