@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,17 @@ def test_the_model_folder_loads_with_mlflow_and_answers_as_onnx_does(
     assert numpy.allclose(answer["logits"], [[31.0, 0.5], [1.0, 0.5]])
     inputs = {spec.name: (spec.type.name, spec.shape) for spec in model.metadata.get_input_schema().inputs}
     assert inputs == {"age": ("float32", (-1,)), "job": ("int64", (-1,))}
+
+
+def test_a_model_that_does_not_export_is_registered_without_a_flavour(store: Any, make_candidate: Any, contract: Any):
+    candidate = make_candidate(0.25)
+    (candidate / "model.onnx").unlink()
+    with pytest.raises(ProvenanceError, match=r"has no model\.onnx"):
+        register(store, "looping", candidate, contract)
+    (candidate / "params.json").write_text(json.dumps({"params": {}, "export": "torch"}), encoding="utf-8")
+    version = register(store, "looping", candidate, contract)
+    assert (version.source_folder / "weights.safetensors").is_file()
+    assert "flavors: {}" in (version.source_folder / "MLmodel").read_text(encoding="utf-8")
 
 
 def test_nothing_in_the_model_folder_is_a_pickle(store: Any, make_candidate: Any, contract: Any):
