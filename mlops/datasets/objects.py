@@ -85,14 +85,30 @@ def _find_copies(urls: tuple[str, ...], md5: str, *, unreachable: list[str]) -> 
             if is_local(url):
                 yield Path(place).read_bytes(), place
             else:
-                import fsspec  # type: ignore[import-untyped]  # only where a remote is not a folder
-
-                with fsspec.open(place, "rb") as stream:
-                    yield stream.read(), place
+                yield _read_remote(place), place
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
             unreachable.append(f"{place}: {error}")
+
+
+def _read_remote(place: str) -> bytes:
+    """The bytes at an address.
+
+    Raises:
+        FileNotFoundError: The store says that it has none.
+        OSError: Whatever else the client of a remote raises: a server's fault, an answer that is cut off, a time-out.
+    """
+    import fsspec  # type: ignore[import-untyped]  # only where a remote is not a folder
+
+    try:
+        filesystem, path = fsspec.core.url_to_fs(place)
+        content: bytes = filesystem.cat_file(path)  # `open` says of an HTTP 500 that the file does not exist
+        return content
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 def _has_digests(content: bytes, *, md5: str, sha256: str | None) -> bool:
