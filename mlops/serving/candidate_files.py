@@ -29,7 +29,7 @@ def read_model_files(request: ImageRequest) -> tuple[bytes, dict[str, bytes]]:
             if not has_onnx and (folder / "weights.safetensors").is_file():
                 raise ServingError(
                     f"the model of {product} was not exported (`export: torch` in its sweep): torch must serve it",
-                    hint=f"write `runtime: torch` under `image:` in deploy/{product}.yaml; the image grows by 200 MB",
+                    hint=f"write `runtime: torch` under `image:` in deploy/{product}.yaml; the image grows by 130 MB",
                 )
             return contract, {ONNX: (folder / ONNX).read_bytes()}
         if has_onnx:

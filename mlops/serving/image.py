@@ -27,7 +27,7 @@ class ImageSpec(Spec):
     accelerator: Literal["none", "cuda"] = "none"
     """`cuda` adds a layer with onnxruntime for GPUs and NVIDIA's libraries, the same one for all such images."""
     runtime: Literal["onnx", "torch"] = "onnx"
-    """`torch` adds a layer with torch (200 MB) for models that do not export; any other model is refused then."""
+    """`torch` adds a layer with torch (130 MB) for models that do not export; any other model is refused then."""
     builder: Literal["mlops", "buildah"] = "mlops"
     """`buildah` has Debian's buildah assemble the same layers, for platforms that ask for it; another digest."""
     environment: dict[str, str] = Field(default_factory=dict)

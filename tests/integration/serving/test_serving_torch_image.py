@@ -1,4 +1,4 @@
-"""The image with torch, built from the real lock, booted and tried out: 200 MB, so only in long runs."""
+"""The image with torch, built from the real lock, booted and tried out: 180 MB, so only in long runs."""
 
 import shutil
 
