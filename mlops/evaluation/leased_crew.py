@@ -83,6 +83,8 @@ class PaidTime:
         self._renewals = 0
         self.until_us = asked_us + self._window_us
         """End of the paid window on the driver's monotonic clock, counted from when it was asked for."""
+        self.ended_us: int | None = None
+        """When the workers were known to be dead, on the wall clock."""
 
     def renew_if_due(self) -> int | Refusal | None:
         """The new end when half of the window was over; a refusal when no more can be paid."""
@@ -102,9 +104,9 @@ class PaidTime:
         return self.until_us
 
     def settle(self) -> None:
-        """Pay for what was used, take back the rest."""
-        lease_id = self._lease.lease_id
-        self._leases.settle(lease_id, fencing_token=self._lease.fencing_token, ended_us=None, key=f"{lease_id}:settle")
+        """Pay for what was used and take back the rest; all of it is paid when nobody knows the end."""
+        lease_id, token = self._lease.lease_id, self._lease.fencing_token
+        self._leases.settle(lease_id, fencing_token=token, ended_us=self.ended_us, key=f"{lease_id}:settle")
 
 
 def reserve_time(
@@ -163,9 +165,14 @@ def open_leased_crew(
             cpus=machines.accelerators.count,
         )
         calls = RayCalls(setup, size=machines.workers, until_us=lease.until_us)
-        stack.callback(calls.close)
+        stack.callback(partial(_close, calls, lease, clock=request.clock))
         return LeasedCrew(calls, lease=lease, resources=stack.pop_all())
     raise AssertionError("the block above returns")
+
+
+def _close(calls: RayCalls, lease: PaidTime, *, clock: Clock) -> None:
+    if calls.close():
+        lease.ended_us = clock.now_us()
 
 
 def _portable(request: GateRequest) -> GateRequest:

@@ -23,6 +23,8 @@ from mlops.training.watchdog import Watchdog
 
 START_SECONDS = 120.0
 """How long actors may take to be placed and to open their state."""
+DEATH_SECONDS = 5.0
+"""How long a killed actor is waited for."""
 
 
 @dataclass(frozen=True)
@@ -145,12 +147,17 @@ class RayCalls:
             if actor.offset_us is not None:
                 actor.handle.extend.remote(until_us + actor.offset_us)
 
-    def close(self) -> None:
-        """Kill all actors."""
-        for actor in self._actors:
+    def close(self) -> bool:
+        """Kill all actors.
+
+        Returns:
+            Whether all are known to be dead, so that no later time of theirs need be paid.
+        """
+        actors, self._actors = self._actors, []
+        for actor in actors:
             with contextlib.suppress(Exception):  # it may be dead already, which is what is wanted
                 ray.kill(actor.handle, no_restart=True)
-        self._actors = []
+        return all(_is_dead(actor) for actor in actors)
 
     def _start(self) -> _Actor:
         kind = ray.remote(CallActor).options(num_cpus=self._setup.cpus, max_restarts=0, max_concurrency=2)
@@ -203,3 +210,13 @@ def _first_line(error: object) -> str:
 
 def _now_us() -> int:
     return time.monotonic_ns() // 1_000
+
+
+def _is_dead(actor: _Actor) -> bool:
+    try:
+        ray.get(actor.handle.extend.remote(0), timeout=DEATH_SECONDS)  # one that lives all the same ends by this
+    except ray.exceptions.RayActorError:
+        return True
+    except Exception:  # no answer in time, or no Ray: nobody knows
+        return False
+    return False

@@ -57,7 +57,7 @@ def call(rule: AnyRule, hearing: Hearing) -> Heard:
 
 
 def test_ray_and_processes_say_the_same_and_no_check_hurts_another(tmp_path: Path) -> None:
-    places, hearing = Places(tmp_path), open_hearing()
+    places, hearing, ended = Places(tmp_path), open_hearing(), []
     rules = hearing.policy.checks
     local = hear_checks(rules[2:], crew=ForkCrew(partial(hear_rule, hearing=hearing), size=2), clock=SystemClock())
     assert isinstance(local, dict)
@@ -71,11 +71,12 @@ def test_ray_and_processes_say_the_same_and_no_check_hurts_another(tmp_path: Pat
             cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test module
             setup = CallSetup(open_hearing, call, str(places.keys_folder), cpus=0.5)
             calls = RayCalls(setup, size=2, until_us=SystemClock().monotonic_us() + 900_000_000)
-            stack.callback(calls.close)
+            stack.callback(lambda: ended.append(calls.close()))
             crew = LeasedCrew(calls, lease=Paid(), resources=stack.pop_all())  # type: ignore[arg-type]
             heard = hear_checks(rules, crew=crew, clock=SystemClock())
     finally:
         stop_local(places)
+    assert ended == [True]  # all actors are known to be dead: no later time of theirs is paid
     assert isinstance(heard, dict)
     assert [one.code for one in heard.values()] == ["time-out", "crashed", "", ""]
     assert {name: heard[name].findings for name in local} == {name: one.findings for name, one in local.items()}

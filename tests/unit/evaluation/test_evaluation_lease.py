@@ -39,7 +39,7 @@ class Leases:
         return self._answer("renew", (lease_id, fencing_token, window_seconds, key))
 
     def settle(self, lease_id: str, *, fencing_token: int, ended_us: int | None, key: str) -> Settlement | Refusal:
-        self.calls.append(("settle", (lease_id, fencing_token)))
+        self.calls.append(("settle", (lease_id, fencing_token, ended_us)))
         return Settlement(lease_id, 0, 0, 0, "settled")
 
 
@@ -55,7 +55,9 @@ def test_one_lease_pays_for_all_workers_and_is_renewed_at_half_time_until_the_bu
     assert paid.renew_if_due() == (31 + 60) * 1_000_000
     clock.advance(31)
     assert paid.renew_if_due() == NO
+    paid.ended_us = 42
     paid.settle()
+    assert leases.calls[-1][1] == ("lease-1", 7, 42)  # not to the end of the window
     assert [name for name, _ in leases.calls] == ["reserve", "renew", "renew", "settle"]
 
 
