@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 PRODUCT ?= income
 PYTHON := .venv/bin/python
-SHARED := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+QUICKLY := -m "not gpu and not slow"
+RELEASING := $(addprefix tests/integration/,deploy evaluation project provenance release training)
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: help release test test-long check format system setup lock soak-serving clean
+.PHONY: help release test test-releases test-rest test-long check format system setup lock soak-serving clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / — /'
@@ -14,7 +15,13 @@ release: setup  ## Bake PRODUCT (default: income): data, sweep, export, gate, re
 	.venv/bin/mlops release $(PRODUCT)
 
 test: system setup check  ## All checks and tests
-	$(PYTHON) -m pytest -m "not gpu and not slow" $(SHARED)
+	@$(MAKE) --no-print-directory --jobs 2 test-releases test-rest
+
+test-releases:  # whole releases and sweeps: half of the time
+	$(PYTHON) -m pytest $(QUICKLY) $(RELEASING)
+
+test-rest:
+	$(PYTHON) -m pytest $(QUICKLY) $(addprefix --ignore ,$(RELEASING))
 
 test-long: system setup check  ## The same tests with larger counts
 	MLOPS_TEST_SCALE=20 $(PYTHON) -m pytest -m "not gpu" --timeout=3600
