@@ -24,7 +24,6 @@ class TorchSession:
 
     def __init__(self, folder: Path, *, threads: int) -> None:
         torch.set_num_threads(threads)
-        torch.set_grad_enabled(False)
         params = json.loads((folder / "model.json").read_text("utf-8"))["params"]
         self._module = runpy.run_path(str(folder / "trainer.py"))["model"](params)
         self._module.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)

@@ -58,6 +58,7 @@ def test_the_server_answers_as_the_judged_module_does(candidate, tmp_path):
     (model,) = load_models(settings)
     model.warm_up()
     assert model.providers == ["torch"]
+    assert torch.is_grad_enabled(), "whoever opens one goes on with what needs gradients"
     server = Server([model], settings)
     judged = load_judged(load_candidate(candidate))
     for request, expected in zip(golden, answer_golden(candidate, golden, contract=contract), strict=True):
