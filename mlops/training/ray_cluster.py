@@ -74,7 +74,8 @@ def connected(
         folder.mkdir(parents=True, exist_ok=True)  # confined workers cannot make folders beside the keys
     address = address or find_address(cluster)
     with contextlib.ExitStack() as stack:
-        if not address:
+        is_local = not address
+        if is_local:
             _set_environment(places)
             stack.enter_context(_using(places))
             address = _find_or_start(places, cpus=cpus).address
@@ -83,7 +84,8 @@ def connected(
         import ray  # heavy, and must see the environment set above
         from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # Cython
 
-        AuthenticationTokenLoader.instance().reset_cache()  # this process may have used another project's token
+        if is_local:
+            AuthenticationTokenLoader.instance().reset_cache()  # this process may have used another project's token
         try:
             options = {"runtime_env": dict(runtime_env)} if runtime_env else {}
             ray.init(address=address, namespace="mlops", log_to_driver=False, configure_logging=False, **options)
