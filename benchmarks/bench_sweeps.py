@@ -143,7 +143,7 @@ def measure_overhead(bench: Bench, *, is_small: bool) -> list[Row]:
     """Trials that do nothing but sleep 50 ms, one after the other on one group of four workers."""
     trials = 40 if is_small else 200
     with bench.ray(4):
-        ours = bench.launch(bench.spec(IDLE_SPEC, trials=trials, groups=1, workers=4, fixed={"seconds": SLEEP}, lag=1))
+        ours = bench.launch(bench.spec(IDLE_SPEC, trials=trials, groups=1, workers=4, fixed={"seconds": SLEEP}))
     mine = 1000 * (ours["trials"] / trials - SLEEP)
     peer_trials = 16 if is_small else 60
     peer = bench.peer("reuse", trials=peer_trials, cpus=4, seconds=SLEEP)

@@ -116,7 +116,7 @@ def run_erasure(
     say: Callable[[str], None] = lambda line: None,
     hook: Callable[[str], None] = lambda name: None,
 ) -> RunOutcome | Refusal:
-    """Carry the open batch of a dataset as far as it goes.
+    """Carry the open batch of a dataset as far as it goes, and the next one too when somebody in it is due.
 
     Args:
         project: Where.
@@ -150,6 +150,9 @@ def run_erasure(
         if held is not None:
             _hold_up(run, held)
             book.release()
+    if held is None and _find_due(run):
+        say(f"people who waited behind this batch of {dataset} are due: theirs follows")
+        return run_erasure(project, dataset, work, runner=runner, say=say, hook=hook)
     return RunOutcome(book.row, held, count)
 
 

@@ -24,6 +24,10 @@ class Answer(enum.IntEnum):
     """Commit a checkpoint and stop here: the machines are needed, or the lease ends."""
 
 
+AttemptKey = tuple[str, int, int]
+"""Sweep, trial and attempt."""
+
+
 @dataclass(frozen=True)
 class AttemptTask:
     """One run of a trial, for every worker of a group."""
@@ -51,6 +55,11 @@ class AttemptTask:
     """Where the checkpoint of each stage goes and is looked for."""
     most_workers: int = 1
     """Of an elastic group; with fewer, each takes its part of a batch in several pieces."""
+
+    @property
+    def key(self) -> AttemptKey:
+        """Which attempt it is."""
+        return self.sweep_id, self.trial, self.attempt
 
     @property
     def stage_epochs(self) -> int:
@@ -197,6 +206,11 @@ class BatchSource(Protocol):
 class Crew(Protocol):
     """Worker groups as the driver sees them."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether a group takes a second attempt while one runs, and begins it by itself when that one has ended."""
+        ...
+
     def start_group(self, name: str, *, shape: GroupShape, until_us: int, start_deadline_seconds: float) -> None:
         """Begin to place all workers or none; ends in `Ready` or `Gone`.
 
@@ -225,7 +239,7 @@ class Crew(Protocol):
         ...
 
     def begin(self, name: str, task: AttemptTask) -> None:
-        """Run an attempt; ends in `Ended` or `Gone`."""
+        """Run an attempt, after the one that runs there; ends in `Ended` or `Gone`."""
         ...
 
     def answer(self, name: str, answer: Answer) -> None:
@@ -233,7 +247,7 @@ class Crew(Protocol):
         ...
 
     def ask_yield(self, name: str) -> None:
-        """Let a group's trial commit a checkpoint at its next step and end as `yielded`."""
+        """Let what a group runs, and is to run, commit a checkpoint at its next step and end as `yielded`."""
         ...
 
     def stop_group(self, name: str) -> None:

@@ -42,6 +42,8 @@ class _Group:
 class ProcessCrew:
     """Worker groups of one driver on this machine; implements `Crew`."""
 
+    runs_ahead = False
+
     def __init__(self, places: Places, version: DatasetVersion) -> None:
         self._places = places
         self._version = version
@@ -91,9 +93,8 @@ class ProcessCrew:
 
     def ask_yield(self, name: str) -> None:
         """See `Crew`."""
-        task = self._groups[name].task if name in self._groups else None
-        if task is not None:
-            self._tell(name, {"yield": [task.trial, task.attempt]})
+        if name in self._groups and self._groups[name].task is not None:
+            self._tell(name, {"yield": True})
 
     def stop_group(self, name: str) -> None:
         """See `Crew`."""

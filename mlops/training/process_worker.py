@@ -2,7 +2,7 @@
 
 `python -m mlops.training.process_worker SETUP.json`, started by process_group.py, confined from its first instruction.
 In: `{"extend": until_us}`, `{"task": {…}}`, `{"answer": n}`,
-`{"yield": [trial, attempt]}`. Out: `{"ready": device}`, `{"report": [epoch, metrics]}`
+`{"yield": true}`. Out: `{"ready": device}`, `{"report": [epoch, metrics]}`
 (rank 0), `{"ended": {…}}`. It ends when its input ends, so that it cannot outlive its driver.
 Leaves to others: training (ray_worker.WorkerActor, which needs no Ray for this; worker.py).
 """
@@ -20,7 +20,7 @@ from typing import Any, TextIO
 from mlops.datasets.version import load_dataset_version
 from mlops.errors import EXIT_BUG
 from mlops.places import Places
-from mlops.training.attempt import AttemptTask
+from mlops.training.attempt import AttemptKey, AttemptTask
 from mlops.training.ray_worker import SourceRecipe, WorkerActor, WorkerSetup
 
 
@@ -50,26 +50,26 @@ class _Sayer:
 
 
 def _listen(actor: WorkerActor, heard: TextIO, say: _Sayer, rank: int) -> None:
-    answers: dict[str, int | None] = {"last": None}
+    key: AttemptKey = ("", 0, 0)
     for line in heard:
         message = json.loads(line)
         if "extend" in message:
             actor.extend(int(message["extend"]))
         elif "yield" in message:
-            actor.ask_yield(*message["yield"])
+            actor.ask_yield(key)
         elif "answer" in message:
-            answers["last"] = int(message["answer"])
-            threading.Thread(target=_pass_report, args=(actor, say, answers["last"]), daemon=True).start()
+            threading.Thread(target=_pass_report, args=(actor, say, key, int(message["answer"])), daemon=True).start()
         elif "task" in message:
             task = AttemptTask(**{**message["task"], "required_metrics": tuple(message["task"]["required_metrics"])})
+            key = task.key
             threading.Thread(target=_run, args=(actor, task, say), daemon=True).start()
             if rank == 0:
-                threading.Thread(target=_pass_report, args=(actor, say, None), daemon=True).start()
+                threading.Thread(target=_pass_report, args=(actor, say, key, None), daemon=True).start()
     os._exit(0)  # the driver is gone or done; nothing here is worth tidying
 
 
-def _pass_report(actor: WorkerActor, say: _Sayer, answer: int | None) -> None:
-    report = actor.next_report(answer)
+def _pass_report(actor: WorkerActor, say: _Sayer, key: AttemptKey, answer: int | None) -> None:
+    report = actor.next_report(key, answer)
     if report is not None:
         say({"report": [report[0], report[1]]})
 

@@ -50,6 +50,20 @@ _BAD = ("failed", "lost")
 
 
 @dataclass
+class _Run:
+    """One attempt on all workers of a group."""
+
+    task: AttemptTask
+    results: dict[int, Any] = field(default_factory=dict)
+    first_end_us: int = 0
+
+    @property
+    def has_failed(self) -> bool:
+        """On one worker at least."""
+        return any(result.outcome in _BAD for result in self.results.values())
+
+
+@dataclass
 class _Group:
     name: str
     placement: Any
@@ -63,9 +77,12 @@ class _Group:
     offsets: list[int] = field(default_factory=list)
     """Worker's monotonic clock minus ours, never too late."""
     device: str = ""
-    task: AttemptTask | None = None
-    results: dict[int, Any] = field(default_factory=dict)
-    first_end_us: int = 0
+    heard: dict[int, Any] = field(default_factory=dict)
+    """What its workers said while it starts."""
+    runs: list[_Run] = field(default_factory=list)
+    """The attempt that runs, and the one that follows it."""
+    reporting: _Run | None = None
+    """The attempt that an answer is for."""
     nodes: set[str] = field(default_factory=set)
     steps: int = 0
     is_draining: bool = False
@@ -76,12 +93,14 @@ class _Group:
 class RayCrew:
     """Worker groups of one driver; implements `Crew`."""
 
+    runs_ahead = True
+
     def __init__(self, setup: WorkerSetup, *, likeness: str = "") -> None:
         self._setup = setup
         self._likeness = likeness
         self._groups: dict[str, _Group] = {}
-        self._waiting: dict[Any, tuple[str, str, int]] = {}
-        """Reference to (group, what, rank)."""
+        self._waiting: dict[Any, tuple[str, str, int, _Run | None]] = {}
+        """Reference to (group, what, rank, attempt)."""
         self._queued: list[Event] = []
         self._looked_us = 0
 
@@ -97,7 +116,7 @@ class RayCrew:
                 num_gpus=bundle.get("GPU", 0),
                 resources={key: value for key, value in bundle.items() if key not in ("CPU", "GPU")},
                 scheduling_strategy=strategy,
-                max_concurrency=4,
+                max_concurrency=8,
                 max_restarts=0,
                 name=_actor_name(name, rank),
                 lifetime="detached",  # so that it can be kept for the next sweep; its watchdog ends it when unpaid
@@ -109,7 +128,7 @@ class RayCrew:
         group = _Group(name, placement, actors, shape, until_us, now_us, limit_us)
         self._groups[name] = group
         for rank, actor in enumerate(actors):
-            self._waiting[actor.describe.remote()] = (name, "describe", rank)
+            self._waiting[actor.describe.remote()] = (name, "describe", rank, None)
 
     def likeness(self, shape: GroupShape) -> str:
         """See `Crew`."""
@@ -129,13 +148,13 @@ class RayCrew:
         self._groups[name] = group
         for rank, actor in enumerate(actors):
             actor.extend_by.remote(until_us - now_us)
-            self._waiting[actor.describe.remote()] = (name, "describe", rank)
+            self._waiting[actor.describe.remote()] = (name, "describe", rank, None)
         return True
 
     def keep_group(self, name: str, *, until_us: int) -> bool:
         """See `Crew`."""
         group = self._groups.get(name)
-        if group is None or group.task is not None or not group.device:
+        if group is None or group.runs or not group.device:
             return False
         try:
             ray.get([actor.extend_by.remote(until_us - _now_us()) for actor in group.actors], timeout=KEEP_SECONDS)
@@ -171,24 +190,25 @@ class RayCrew:
     def begin(self, name: str, task: AttemptTask) -> None:
         """See `Crew`."""
         group = self._groups[name]
-        group.task, group.results, group.first_end_us = task, {}, 0
+        run, after = _Run(task), group.runs[-1].task.key if group.runs else None
+        group.runs.append(run)
         for rank, actor in enumerate(group.actors):
-            self._waiting[actor.run.remote(task)] = (name, "run", rank)
+            self._waiting[actor.run.remote(task, after)] = (name, "run", rank, run)
         if task.epochs > 1:  # the last one's report comes with the end
-            self._waiting[group.actors[0].next_report.remote(None)] = (name, "report", 0)
+            self._await_report(group, run, answer=None)
 
     def answer(self, name: str, answer: Answer) -> None:
         """See `Crew`."""
         group = self._groups.get(name)
-        if group is not None:
-            self._waiting[group.actors[0].next_report.remote(int(answer))] = (name, "report", 0)
+        if group is not None and group.reporting is not None:
+            self._await_report(group, group.reporting, answer=answer)
 
     def ask_yield(self, name: str) -> None:
         """See `Crew`."""
         group = self._groups.get(name)
-        if group is not None and group.task is not None:
-            for actor in group.actors:
-                actor.ask_yield.remote(group.task.trial, group.task.attempt)
+        for run in group.runs if group is not None else ():
+            for actor in group.actors if group is not None else ():
+                actor.ask_yield.remote(run.task.key)
 
     def stop_group(self, name: str) -> None:
         """See `Crew`."""
@@ -229,7 +249,7 @@ class RayCrew:
             self.stop_group(name)
 
     def _take(self, reference: Any) -> None:
-        name, what, rank = self._waiting.pop(reference)
+        name, what, rank, run = self._waiting.pop(reference)
         group = self._groups[name]
         try:
             value = ray.get(reference)
@@ -239,59 +259,66 @@ class RayCrew:
         except Exception as error:  # raised by our own code in the worker
             self._give_up(group, f"worker {rank}: {type(error).__name__}: {error}")
             return
-        taken = {"describe": self._described, "join": self._joined, "report": self._reported, "run": self._ran}
-        {**taken, "progress": self._progressed}[what](group, rank, value)
+        if run is not None:
+            {"report": self._reported, "run": self._ran}[what](group, run, rank, value)
+        else:
+            {"describe": self._described, "join": self._joined, "progress": self._progressed}[what](group, rank, value)
 
     def _described(self, group: _Group, rank: int, value: Any) -> None:
         if value.refusal:
             text = f"worker {rank} on {value.node} refuses to start: {value.refusal}"
             self._give_up(group, text, is_hopeless=True)
             return
-        group.results[rank] = (value, _now_us())
-        if len(group.results) < group.shape.workers:
+        group.heard[rank] = (value, _now_us())
+        if len(group.heard) < group.shape.workers:
             return
-        ordered = [group.results[rank] for rank in range(group.shape.workers)]
+        ordered = [group.heard[rank] for rank in range(group.shape.workers)]
         group.pids = [(worker.node, worker.pid) for worker, _ in ordered]
         group.nodes = {worker.ray_node for worker, _ in ordered}
         group.offsets = [worker.now_us - heard_us for worker, heard_us in ordered]
         first = ordered[0][0]
-        group.results = {}
+        group.heard = {}
         if group.is_joined:
             self._is_ready(group, first.device)
             return
         for other, actor in enumerate(group.actors):
             reference = actor.join.remote(f"tcp://{first.address}:{first.port}", other, group.shape.workers)
-            self._waiting[reference] = (group.name, "join", other)
+            self._waiting[reference] = (group.name, "join", other, None)
 
     def _joined(self, group: _Group, rank: int, value: Any) -> None:
-        group.results[rank] = value
-        if len(group.results) == group.shape.workers:
-            group.results = {}
+        group.heard[rank] = value
+        if len(group.heard) == group.shape.workers:
+            group.heard = {}
             self._is_ready(group, str(value))
 
     def _is_ready(self, group: _Group, device: str) -> None:
         group.device, group.start_limit_us = device, 0
         self._queued.append(Ready(group.name, device, start_us=_now_us() - group.started_us))
 
-    def _reported(self, group: _Group, rank: int, value: Any) -> None:
-        if value is not None and group.task is not None:
+    def _await_report(self, group: _Group, run: _Run, *, answer: Answer | None) -> None:
+        given = None if answer is None else int(answer)
+        self._waiting[group.actors[0].next_report.remote(run.task.key, given)] = (group.name, "report", 0, run)
+
+    def _reported(self, group: _Group, run: _Run, rank: int, value: Any) -> None:
+        if value is not None:
+            group.reporting = run
             epoch, metrics = value
-            self._queued.append(Reported.of(group.name, group.task, epoch=epoch, numbers=metrics))
+            self._queued.append(Reported.of(group.name, run.task, epoch=epoch, numbers=metrics))
 
     def _progressed(self, group: _Group, rank: int, value: Any) -> None:
         if value != group.steps:
             group.steps = value
             self._queued.append(Progressed(group.name))
 
-    def _ran(self, group: _Group, rank: int, value: Any) -> None:
-        group.results[rank] = value
-        group.first_end_us = group.first_end_us or _now_us()
-        if len(group.results) == group.shape.workers:
+    def _ran(self, group: _Group, run: _Run, rank: int, value: Any) -> None:
+        run.results[rank] = value
+        run.first_end_us = run.first_end_us or _now_us()
+        while group.runs and len(group.runs[0].results) == group.shape.workers:
             self._end_attempt(group)
 
     def _end_attempt(self, group: _Group, *, is_broken: bool = False) -> None:
-        task, results = group.task, group.results
-        assert task is not None
+        run = group.runs.pop(0)
+        task, results = run.task, run.results
         # The one with a reason first: when one worker failed, what the others say follows from it.
         worst = min(results.values(), key=lambda result: (result.outcome not in _BAD, not result.reason))
         of_first = results.get(0, worst)
@@ -305,8 +332,7 @@ class RayCrew:
         if of_first.last_report is not None:
             epoch, numbers = of_first.last_report
             self._queued.append(Reported.of(group.name, task, epoch=epoch, numbers=numbers))
-        group.task, group.results, group.first_end_us = None, {}, 0
-        self._waiting = {ref: what for ref, what in self._waiting.items() if what[:2] != (group.name, "report")}
+        self._waiting = {ref: what for ref, what in self._waiting.items() if what[3] is not run}
         self._queued.append(
             Ended(
                 group.name,
@@ -330,17 +356,20 @@ class RayCrew:
         for group in list(self._groups.values()):
             if group.start_limit_us and now_us > group.start_limit_us:
                 self._give_up(group, "no place for all its workers before the deadline")
-            elif group.first_end_us and now_us - group.first_end_us > STRAGGLER_SECONDS * SECOND_US:
+                continue
+            run = group.runs[0] if group.runs else None
+            since_us = now_us - run.first_end_us if run is not None and run.first_end_us else 0
+            if since_us > STRAGGLER_SECONDS * SECOND_US:
                 self._end_attempt(group, is_broken=True)
-            elif group.first_end_us and now_us - group.first_end_us > SECOND_US and _has_failed(group):
+            elif run is not None and since_us > SECOND_US and run.has_failed:
                 self._end_attempt(group, is_broken=True)  # the others hang in a collective
 
     def _look_at_groups(self) -> None:
         """Ask how far trials are, and whether the cluster takes a group's machine away."""
-        asked = {name for name, what, _ in self._waiting.values() if what == "progress"}
+        asked = {name for name, what, _, _ in self._waiting.values() if what == "progress"}
         for group in self._groups.values():
-            if group.task is not None and group.name not in asked:
-                self._waiting[group.actors[0].progress.remote()] = (group.name, "progress", 0)
+            if group.runs and group.name not in asked:
+                self._waiting[group.actors[0].progress.remote()] = (group.name, "progress", 0, None)
         draining = find_draining_nodes() if self._groups else {}
         for group in self._groups.values():
             left = [draining[node] for node in group.nodes if node in draining]
@@ -350,12 +379,8 @@ class RayCrew:
 
     def _give_up(self, group: _Group, reason: str, *, is_preemption: bool = False, is_hopeless: bool = False) -> None:
         self._waiting = {ref: what for ref, what in self._waiting.items() if what[0] != group.name}
-        group.start_limit_us, group.first_end_us = 0, 0
+        group.start_limit_us, group.runs = 0, []
         self._queued.append(Gone(group.name, reason, is_preemption=is_preemption, is_hopeless=is_hopeless))
-
-
-def _has_failed(group: _Group) -> bool:
-    return any(result.outcome in _BAD for result in group.results.values())
 
 
 def _bundle(shape: GroupShape) -> dict[str, float]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from mlops.provenance.confinement import confine
-from mlops.training.attempt import Answer, AttemptTask, BatchSource
+from mlops.training.attempt import Answer, AttemptKey, AttemptTask, BatchSource, Usage
 from mlops.training.locked_environment import explain_difference
 from mlops.training.watchdog import EXIT_UNPAID, Watchdog
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mlops.training.worker import AttemptResult
 
 JOIN_SECONDS = 60.0
+KEPT_TALKS = 3
+"""An attempt that runs, one that follows it, and one that has just ended."""
 LEAVE_SECONDS = 0.5
 """How long a worker whose lease ended tries to give its place back."""
 
@@ -76,6 +78,36 @@ class WorkerPlace:
     """Why it does not start, in a sentence."""
 
 
+class _Talk:
+    """What one attempt says to the driver and hears from it: the channel of `run_attempt`."""
+
+    def __init__(self) -> None:
+        self.reports: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
+        self.answers: queue.Queue[int] = queue.Queue()
+        self.last: tuple[int, dict[str, float]] | None = None
+        self.steps = 0
+        self.is_asked = self.has_ended = False
+
+    def step(self) -> bool:
+        """See `Channel`."""
+        self.steps += 1
+        return self.is_asked
+
+    def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
+        """See `Channel`."""
+        self.reports.put((epoch, dict(metrics)))
+        return Answer(self.answers.get())
+
+    def conclude(self, *, epoch: int, metrics: Mapping[str, float]) -> None:
+        """See `Channel`; it travels with the result of `run`: one message and one record less."""
+        self.last = (epoch, dict(metrics))
+
+    def end(self) -> None:
+        """Whoever waits for a report hears that none follows."""
+        self.has_ended = True
+        self.reports.put(None)
+
+
 class WorkerActor:
     """One worker; its methods are called by the driver from several threads."""
 
@@ -95,10 +127,12 @@ class WorkerActor:
         with contextlib.suppress(RuntimeError):
             torch.set_num_interop_threads(1)
         self._source = setup.source.open()
-        self._reports: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
-        self._answers: queue.Queue[int] = queue.Queue()
-        self._last: tuple[int, dict[str, float]] | None = None
-        self._steps, self._running, self._asked, self._baseline_bytes = 0, (-1, -1), (-2, -2), 0
+        self._turn = threading.Condition()
+        self._ended: AttemptKey | None = None
+        self._is_spoiled = False
+        """An attempt failed here: what it left behind is unknown."""
+        self._talks: dict[AttemptKey, _Talk] = {}
+        self._ended_steps, self._baseline_bytes = 0, 0
 
     def describe(self) -> WorkerPlace:
         """Where it runs, and a free port."""
@@ -149,71 +183,78 @@ class WorkerActor:
         """Move the deadline to so long from now: for a driver that does not know this worker's clock."""
         self.extend(time.monotonic_ns() // 1_000 + seconds_us)
 
-    def run(self, task: AttemptTask) -> AttemptResult:
-        """One attempt, from fresh random state."""
-        from mlops.training.worker import run_attempt
+    def run(self, task: AttemptTask, after: AttemptKey | None = None) -> AttemptResult:
+        """One attempt, from fresh random state.
+
+        Args:
+            task: What is run.
+            after: An attempt whose end is waited for; it was given to this worker before.
+        """
+        from mlops.training.worker import AttemptResult, run_attempt
 
         self._confine_thread()
-        self._drain()
-        self._running, self._last = (task.trial, task.attempt), None
+        talk = self._talk(task.key)
+        if after is not None:
+            with self._turn:
+                self._turn.wait_for(lambda: self._ended == after)
+        if self._is_spoiled:  # the driver gives the group up; the others may still wait in the failed attempt
+            return AttemptResult("lost", Usage(0, 0), reason="the attempt before it failed on this worker")
+        is_sound = False
         try:
             result = run_attempt(
                 task,
                 source=self._source,
-                channel=self,
+                channel=talk,
                 rank=self._rank,
                 world_size=self._world_size,
                 device=self._device,
             )
+            is_sound = result.outcome not in ("failed", "lost")
         finally:
-            self._running = (-1, -1)
-            self._reports.put(None)
+            talk.end()
             gc.collect()
             self._empty_device_cache()
-        growth = max(0, _own_memory_bytes() - self._baseline_bytes)
+            growth = max(0, _own_memory_bytes() - self._baseline_bytes)
+            self._is_spoiled = not is_sound
+            with self._turn:
+                self._ended_steps += talk.steps
+                self._ended = task.key
+                self._turn.notify_all()
         usage = replace(result.usage, growth_bytes=growth)
-        return replace(result, usage=usage, last_report=self._last)
+        return replace(result, usage=usage, last_report=talk.last)
 
-    def next_report(self, answer: int | None) -> tuple[int, dict[str, float]] | None:
-        """Give the answer to the last report; wait for the next one, or None at the attempt's end."""
+    def next_report(self, key: AttemptKey, answer: int | None) -> tuple[int, dict[str, float]] | None:
+        """Give the answer to an attempt's last report; wait for its next one, or None at its end."""
         self._confine_thread()
+        talk = self._talk(key)
         if answer is not None:
-            self._answers.put(answer)
-        return self._reports.get()
+            talk.answers.put(answer)
+        return talk.reports.get()
 
-    def ask_yield(self, trial: int, attempt: int) -> None:
+    def ask_yield(self, key: AttemptKey) -> None:
         """Let this attempt yield at its next step."""
-        self._asked = (trial, attempt)
+        self._talk(key).is_asked = True
 
     def progress(self) -> int:
         """Steps done since the start of this worker."""
         self._confine_thread()
-        return self._steps
+        with self._turn:
+            return self._ended_steps + sum(talk.steps for talk in self._talks.values() if not talk.has_ended)
 
-    def step(self) -> bool:
-        """The channel of `run_attempt`."""
-        self._steps += 1
-        return self._asked == self._running
-
-    def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
-        """The channel of `run_attempt`."""
-        self._reports.put((epoch, dict(metrics)))
-        return Answer(self._answers.get())
-
-    def conclude(self, *, epoch: int, metrics: Mapping[str, float]) -> None:
-        """The channel of `run_attempt`; it travels with the result of `run`: one message and one record less."""
-        self._last = (epoch, dict(metrics))
+    def _talk(self, key: AttemptKey) -> _Talk:
+        """The driver's calls come from several threads, in any order: whichever is first begins the talk."""
+        with self._turn:
+            if key not in self._talks:
+                for old in list(self._talks)[:-KEPT_TALKS]:
+                    del self._talks[old]
+                self._talks[key] = _Talk()
+            return self._talks[key]
 
     def _confine_thread(self) -> None:
         """Hide the keys from this thread, once, and from all that it starts."""
         if not getattr(self._confined, "is_done", False):
             confine(hidden=self._keys_folder)
             self._confined.is_done = True
-
-    def _drain(self) -> None:
-        for pending in (self._reports, self._answers):
-            while not pending.empty():
-                pending.get_nowait()
 
     def _empty_device_cache(self) -> None:
         if self._device != "cpu":

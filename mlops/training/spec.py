@@ -205,7 +205,8 @@ class SweepSpec(Spec):
     groups: int = Field(default=2, ge=1)
     """Worker groups, which is trials at the same time."""
     lag: int | None = Field(default=None, ge=1)
-    """Proposal n sees the results of trials up to n - lag, whichever ended first; default twice the groups, minus 1."""
+    """Proposal n sees the results of trials up to n - lag, whichever ended first; default twice the groups minus 1,
+    and at least 2: one is asked for while one runs."""
     priority: Priority | None = None
     """`low`, `normal`, `high`, `urgent` or 0..1000, among the sweeps of the budget; left out: the budget's."""
     lease_window: Duration = 60.0
@@ -250,7 +251,7 @@ class SweepSpec(Spec):
     @property
     def used_lag(self) -> int:
         """`lag`, or its default."""
-        return self.lag if self.lag is not None else 2 * self.groups - 1
+        return self.lag if self.lag is not None else max(2, 2 * self.groups - 1)
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

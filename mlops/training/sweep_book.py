@@ -212,6 +212,12 @@ class SweepBook:
         tags = {"mlops.lease": lease.lease.lease_id, "mlops.attempt": str(attempt), "mlops.group": group}
         self._tell(lambda: self.mirror.set_tags(self.run_of(number), tags))
 
+    def move_start(self, number: int, *, attempt: int) -> None:
+        """An attempt that was given to a group ahead of time has begun just now."""
+        with self._write() as transaction:
+            where = {"sweep_id": self.sweep_id, "number": number, "attempt": attempt}
+            sql_trials.update(transaction.connection, sql_trials.attempts, where=where, started_us=transaction.now_us)
+
     def add_report(self, report: Reported) -> bool:
         """Keep the metrics of an epoch; False when they come from an attempt that is no longer the current one."""
         key = {"sweep_id": self.sweep_id, "number": report.trial}

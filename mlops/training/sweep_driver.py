@@ -6,7 +6,7 @@ Leaves to others: proposals (optuna_search), worker groups (`Crew`), money (`Lea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mlops.budgets.lease_queue import DROPPED, PASSING
@@ -16,7 +16,6 @@ from mlops.errors import LedgerUnreachable, Reason, Refusal
 from mlops.ids import Ids
 from mlops.training.attempt import (
     Answer,
-    AttemptTask,
     Crew,
     Ended,
     Event,
@@ -31,10 +30,10 @@ from mlops.training.early_stop import find_early_stop
 from mlops.training.leasing import GroupLeases, renew_if_due, reserve_group, settle_group, shorten_group
 from mlops.training.optuna_search import Result, Search, count_trials
 from mlops.training.seeds import derive_seed
-from mlops.training.spec import MEMBER, SweepSpec, Value
+from mlops.training.spec import SweepSpec
 from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, ReportRow, TrialRow
 from mlops.training.sweep_book import SweepBook
-from mlops.training.sweep_state import DriverTask, HeldGroup, MemberTask, OpenTrial
+from mlops.training.sweep_state import DriverTask, HeldGroup, OpenTrial
 from mlops.training.warm_groups import WarmGroup, WarmShelf
 from mlops.training.winner import is_better
 from mlops.units import render_money
@@ -47,6 +46,8 @@ GROW_SECONDS = 300.0
 """An elastic sweep tries all workers again after this."""
 OWN_LIMIT = "limit-exceeded"
 """Code of the lease book for a sweep's own limit; its budget's is `cap-exceeded`."""
+AHEAD_SECONDS = 2.0
+"""Where trials take less, a group gets the next one before it has ended this one, and does not wait for the driver."""
 RETRY_SECONDS = 5.0
 """A group that was refused or lost is tried again after this."""
 
@@ -196,7 +197,7 @@ class SweepDriver:
     def _ask(self, number: int) -> None:
         params = self._search.propose(number)
         row = self._past.get(number)
-        member = self._member(params)
+        member = self._task.find_member(params)
         seed = member.seed if member is not None else derive_seed(self._spec.seed, "trial", number)
         trial = OpenTrial(number=number, params=params, seed=seed)
         self._trials[number] = self._open[number] = trial
@@ -331,44 +332,32 @@ class SweepDriver:
                 self._drop_group(name)
 
     def _assign(self) -> None:
-        free = [name for name, group in self._groups.items() if group.is_free and group.lease.refusal is None]
+        free = [name for name, group in self._groups.items() if group.is_free]
         waiting = [trial for trial in self._open.values() if trial.is_waiting]
-        for name, trial in zip(free, waiting, strict=False):
+        for name, trial in zip(free + self._list_ahead(), waiting, strict=False):
             self._begin(trial, name)
+
+    def _list_ahead(self) -> list[str]:
+        """Groups that may have one more trial although theirs runs: the one that will end first comes first."""
+        are_short = self._finished and self._finished_us < self._finished * AHEAD_SECONDS * SECOND_US
+        if not self._crew.runs_ahead or not are_short or len(self._groups) < self._spec.groups:
+            return []
+        last = self._spec.recycle_trials - 1
+        able = [it for it in self._groups.items() if it[1].takes_following and it[1].trials_done < last]
+        return [name for name, group in sorted(able, key=lambda it: it[1].begun_us)]
 
     def _begin(self, trial: OpenTrial, name: str) -> None:
         group = self._groups[name]
         trial.attempt, trial.is_waiting = trial.attempt + 1, False
-        group.trial, group.heard_us = trial.number, self._clock.monotonic_us()
-        group.begun_us = group.heard_us
+        if group.trial is None:
+            group.trial, group.heard_us = trial.number, self._clock.monotonic_us()
+            group.begun_us = group.heard_us
+        else:
+            group.following = trial.number
         self._book.begin_attempt(trial.number, attempt=trial.attempt, group=name, lease=group.lease)
-        task = self._make_task(trial)
+        folder = self._book.trial_folder(self._task.checkpoints, trial.number)
+        task = self._task.make_attempt(trial, spec=self._spec, sweep_id=self._book.sweep_id, folder=folder)
         self._after.append(lambda: self._crew.begin(name, task))
-
-    def _make_task(self, trial: OpenTrial) -> AttemptTask:
-        needed = {objective.metric for objective in self._spec.objectives} | {c.metric for c in self._spec.constraints}
-        member = self._member(trial.params)
-        return AttemptTask(
-            sweep_id=self._book.sweep_id,
-            trial=trial.number,
-            attempt=trial.attempt,
-            params={**trial.params, **self._task.reserved},
-            seed=trial.seed,
-            epochs=self._spec.epochs,
-            trainer_file=str(self._task.trainer_file),
-            trainer_digest=self._task.trainer_digest,
-            trial_folder=str(self._book.trial_folder(self._task.checkpoints, trial.number)),
-            checkpoint_epochs=self._spec.checkpoint_epochs,
-            required_metrics=tuple(sorted(needed)),
-            audit_pool=self._spec.audit_pool,
-            audit_seed=self._spec.seed,
-            slices=member.slices if member is not None else (),
-            slice_folders=member.slice_folders if member is not None else (),
-            most_workers=self._spec.workers,
-        )
-
-    def _member(self, params: Mapping[str, Value]) -> MemberTask | None:
-        return self._task.members[int(params[MEMBER])] if self._task.members else None
 
     def _renew(self) -> None:
         for name, group in self._groups.items():
@@ -432,7 +421,7 @@ class SweepDriver:
         losses = [event for event in events if isinstance(event, Gone)]
         for loss in losses:
             if loss.group in self._groups:
-                self._groups[loss.group].is_leaving = True
+                self._groups[loss.group].is_leaving = self._groups[loss.group].is_lost = True
         if len(events) > len(losses):
             with self._committed():
                 for event in events:
@@ -489,9 +478,9 @@ class SweepDriver:
             self._after.append(lambda: self._crew.answer(report.group, given))
 
     def _take_end(self, ended: Ended, group: HeldGroup) -> None:
-        trial = self._trials[ended.trial]
-        group.trial, group.idle_since_us, group.yield_by_us = None, self._clock.monotonic_us(), None
-        group.trials_done += 1
+        trial, began_us, now_us = self._trials[ended.trial], group.begun_us, self._clock.monotonic_us()
+        group.idle_since_us, group.trials_done = now_us, group.trials_done + 1
+        self._follow(group, now_us=now_us)
         has_grown = ended.usage.growth_bytes > self._spec.recycle_mib << 20
         if has_grown or group.trials_done >= self._spec.recycle_trials:
             group.is_leaving = True
@@ -508,16 +497,34 @@ class SweepDriver:
             return
         if final == COMPLETE:
             self._finished += 1
-            self._finished_us += group.idle_since_us - group.begun_us
+            self._finished_us += now_us - began_us
         if final is not None:
             self._close_trial(trial, state=final)
             self._say(f"trial {trial.number} {ended.outcome}" + (f": {ended.reason}" if ended.reason else ""))
         else:
             trial.is_waiting = trial.state == RUNNING
 
+    def _follow(self, group: HeldGroup, *, now_us: int) -> None:
+        """The workers have begun the trial that follows, if there is one and they live."""
+        group.trial = None
+        if group.following is None or group.is_lost:
+            group.yield_by_us = None
+            return
+        group.trial, group.following, group.begun_us = group.following, None, now_us
+        self._book.move_start(group.trial, attempt=self._trials[group.trial].attempt)
+
+    def _take_back(self, group: HeldGroup, name: str) -> None:
+        """The trial that was to follow never began; it is not its fault."""
+        if group.following is not None:
+            trial, group.following = self._trials[group.following], None
+            lost = Ended(name, trial.number, trial.attempt, "lost", Usage(0, 0), reason="its group was lost before it")
+            self._book.end_attempt(lost, final_state=None)
+            trial.is_waiting = True
+
     def _take_loss(self, gone: Gone, group: HeldGroup) -> None:
         self._say(f"{gone.group} is gone: {gone.reason}")
         number = group.trial
+        self._take_back(group, gone.group)
         self._drop_group(gone.group)
         if number is None and group.is_ready:
             return  # given up between trials: the next one starts without delay

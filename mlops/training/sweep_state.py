@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlops.training.attempt import GroupShape
+from mlops.training.attempt import AttemptTask, GroupShape
 from mlops.training.leasing import GroupLease
-from mlops.training.spec import Value
+from mlops.training.spec import MEMBER, SweepSpec, Value
 from mlops.training.sql_trials import RUNNING, TrialRow
 
 
@@ -31,6 +31,33 @@ class DriverTask:
     """Trials of earlier sweeps that the sampler learns from."""
     members: Mapping[int, MemberTask] = field(default_factory=dict)
     """Of an ensemble: what the trial with this value of the parameter `member` reads; empty for a search."""
+
+    def find_member(self, params: Mapping[str, Value]) -> MemberTask | None:
+        """Which member of an ensemble a trial with these parameters trains; None in a search."""
+        return self.members[int(params[MEMBER])] if self.members else None
+
+    def make_attempt(self, trial: OpenTrial, *, spec: SweepSpec, sweep_id: str, folder: Path) -> AttemptTask:
+        """What the workers are told of a trial's present attempt, which writes into `folder`."""
+        needed = {objective.metric for objective in spec.objectives} | {c.metric for c in spec.constraints}
+        member = self.find_member(trial.params)
+        return AttemptTask(
+            sweep_id=sweep_id,
+            trial=trial.number,
+            attempt=trial.attempt,
+            params={**trial.params, **self.reserved},
+            seed=trial.seed,
+            epochs=spec.epochs,
+            trainer_file=str(self.trainer_file),
+            trainer_digest=self.trainer_digest,
+            trial_folder=str(folder),
+            checkpoint_epochs=spec.checkpoint_epochs,
+            required_metrics=tuple(sorted(needed)),
+            audit_pool=spec.audit_pool,
+            audit_seed=spec.seed,
+            slices=member.slices if member is not None else (),
+            slice_folders=member.slice_folders if member is not None else (),
+            most_workers=spec.workers,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,6 +95,8 @@ class HeldGroup:
     shape: GroupShape
     is_ready: bool = False
     trial: int | None = None
+    following: int | None = None
+    """The trial that the workers begin by themselves when that one has ended."""
     heard_us: int = 0
     """When it last said something, or got work; monotonic."""
     idle_since_us: int = 0
@@ -76,6 +105,8 @@ class HeldGroup:
     trials_done: int = 0
     is_leaving: bool = False
     """It gets no further trial: its loss was heard, its machine is taken away, or it has run long enough."""
+    is_lost: bool = False
+    """Its loss was heard, and is yet to be dealt with."""
     yield_by_us: int | None = None
     """Its trial was asked to yield, and has until then."""
     is_preempted: bool = False
@@ -83,4 +114,10 @@ class HeldGroup:
     @property
     def is_free(self) -> bool:
         """May get a trial."""
-        return self.is_ready and self.trial is None and not self.is_leaving
+        return self.is_ready and self.trial is None and not self.is_leaving and self.lease.refusal is None
+
+    @property
+    def takes_following(self) -> bool:
+        """May get a trial that follows the one it runs."""
+        is_staying = not self.is_leaving and self.yield_by_us is None and self.lease.refusal is None
+        return self.trial is not None and self.following is None and is_staying

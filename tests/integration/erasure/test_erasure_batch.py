@@ -97,6 +97,30 @@ def test_a_batch_that_is_stuck_excuses_no_deadline_of_those_who_wait_behind_it(w
     assert world.work.environments == {"production": 0}, "version 2 was trained on p2"
 
 
+@pytest.mark.parametrize("refusal", [None, Refusal((Reason("cap-exceeded", "the budget is spent"),))])
+def test_a_batch_that_ends_late_leaves_nobody_due_behind_what_it_deployed(world, refusal):
+    """Version 2 replaces version 1 after the deadline of people who asked while it was made."""
+
+    def hook(name):
+        if name == "before-retrain-p" and not world.work.retrains:
+            raise Killed
+
+    world.ask("p1")
+    with pytest.raises(Killed):
+        world.run(hook=hook)
+    again = restart(world)
+    again.ask("p2")
+    again.project.clock.advance(32 * 86_400)
+
+    def refuse_second(name):
+        if name == "before-gathering":
+            again.work.refusal = refusal
+
+    outcome = again.run(hook=refuse_second)
+    assert (outcome.held is None) == (refusal is None)
+    assert again.work.environments == {"production": 3 if refusal is None else 0}, "version 2 was trained on p2"
+
+
 @pytest.mark.parametrize(
     "point", [*(f"before-{state}" for state in STEPS), "before-retrain-p"], ids=lambda name: name.replace("-", " ")
 )

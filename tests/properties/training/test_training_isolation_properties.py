@@ -32,6 +32,8 @@ pytestmark = pytest.mark.timeout(600)
 class SoloCrew:
     """Groups that are this process: an attempt is run when it begins, then told report by report."""
 
+    runs_ahead = False
+
     def __init__(self, reader):
         self.reader, self.events, self.tasks = reader, [], []
 

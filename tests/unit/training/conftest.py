@@ -225,6 +225,8 @@ class FakeCrew:
     `accidents` maps (trial, attempt, epoch) to `lost`, `preempted`, `storage`, `failed`, `hung`, `drained` or `deaf`.
     """
 
+    runs_ahead = True
+
     def __init__(
         self,
         clock: FakeClock,
@@ -249,7 +251,7 @@ class FakeCrew:
         self._count = 0
 
     def start_group(self, name: str, *, shape: Any, until_us: int, start_deadline_seconds: float) -> None:
-        self.groups[name] = {"until_us": until_us, "task": None}
+        self.groups[name] = {"until_us": until_us, "task": None, "following": None}
         ready = Ready(name, "cpu", start_us=2 * SECOND_US)
         self._later(2.0, ready if shape.workers <= self.room else Gone(name, "no place for all its workers"))
 
@@ -261,7 +263,7 @@ class FakeCrew:
             return False
         self.kept.remove(name)
         self.log.append(("adopt", name))
-        self.groups[name] = {"until_us": until_us, "task": None}
+        self.groups[name] = {"until_us": until_us, "task": None, "following": None}
         self._later(0.01, Ready(name, "cpu", start_us=10_000))
         return True
 
@@ -281,8 +283,17 @@ class FakeCrew:
 
     def begin(self, name: str, task: AttemptTask) -> None:
         self.log.append(("begin", (task.trial, task.attempt)))
+        if self.groups[name]["task"] is None:
+            self._start(name, task)
+        else:
+            assert self.groups[name]["following"] is None
+            self.groups[name]["following"] = task
+            self.log.append(("begin ahead", (task.trial, task.attempt)))
+
+    def _start(self, name: str, task: AttemptTask) -> None:
         group = self.groups[name]
-        group["task"], group["epoch"] = task, self.checkpoints.get(task.trial, 0) if task.attempt else 0
+        group["task"], group["following"] = task, None
+        group["epoch"] = self.checkpoints.get(task.trial, 0) if task.attempt else 0
         self._run_epoch(name)
 
     def answer(self, name: str, answer: Answer) -> None:
@@ -318,7 +329,13 @@ class FakeCrew:
         self.clock.advance(max(0, at_us - self.clock.monotonic_us()) / SECOND_US)
         together = [item for item in self.due if item[0] == at_us and item[2].group == event.group]
         self.due = [item for item in self.due if item not in together]
-        return [event, *(item[2] for item in together)]
+        events = [event, *(item[2] for item in together)]
+        if event.group in self.groups and any(isinstance(each, Ended) for each in events):
+            group = self.groups[event.group]
+            group["task"] = None
+            if group["following"] is not None and not any(isinstance(each, Gone) for each in events):
+                self._start(event.group, group["following"])
+        return events
 
     def close(self) -> None:
         self.log.append(("close", None))

@@ -59,6 +59,8 @@ class FakeLeases:
 class FakeCrew:
     """Plays a script of events, each batch after 40 seconds."""
 
+    runs_ahead = False
+
     def __init__(self, clock: FakeClock, script: list[list[Event]]) -> None:
         self.clock, self.script, self.calls, self.task = clock, script, list[str](), None
 
