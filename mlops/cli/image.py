@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,6 +148,8 @@ def run(reference: str, *, port: int, names: tuple[str, ...], dry_run: bool) -> 
         return
     from mlops.serving.trial_run import serve_until_interrupted
 
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # else the server would outlive a closed terminal
+        signal.signal(number, signal.default_int_handler)
     serve_until_interrupted(
         project.places.images, digest=stored.digest, port=port, runtime=_runtime(project, names), say=click.echo
     )

@@ -159,7 +159,7 @@ def verify(reference: str, *, snapshot: str | None, as_json: bool) -> None:
 
 
 def find_image(layout_folder: Path, reference: str) -> StoredImage:
-    """The image that a person named as `income@3`, `income:3` or `sha256:…`.
+    """The image that a person named as `income@3`, `income:3`, `income@latest` or `sha256:…`.
 
     Raises:
         ServingError: There is none; names those that exist.
@@ -167,7 +167,12 @@ def find_image(layout_folder: Path, reference: str) -> StoredImage:
     from mlops.serving.oci_layout import ImageLayout
 
     layout = ImageLayout(layout_folder)
-    stored = layout.find(reference if reference.startswith("sha256:") else reference.replace("@", ":"))
+    name = reference if reference.startswith("sha256:") else reference.replace("@", ":")
+    stored = layout.find(name)
+    if stored is None and name.endswith(":latest"):  # of released ones; a pulled image may bear the name itself
+        versions = [image.reference.removeprefix(name.removesuffix("latest")) for image in layout.images()]
+        newest = max((int(version) for version in versions if version.isdecimal()), default=None)
+        stored = layout.find(f"{name.removesuffix('latest')}{newest}")
     if stored is None:
         known = tuple(item.reference for item in layout.images())
         raise ServingError(f"there is no image {reference}", hint="build it with `mlops image build`", items=known)

@@ -31,6 +31,10 @@ from mlops.training.spec import SweepSpec, load_sweep_spec, verify_parameters
 from mlops.training.trainer import read_trainer
 
 _ASSET_FOLDERS = ("training", "datasets", "evaluation", "budgets", "deploy")
+_SERVED_AS = {
+    "onnx": "an exported model needs no torch: leave `runtime: torch` out, or write `export: torch` there",
+    "torch": "write `runtime: torch` under `image:` (the image grows by 130 MB), or leave `export: torch` out",
+}
 _LOCK_LINE = re.compile(r"[A-Za-z0-9._-]+==[^\s;#]+")
 
 
@@ -79,7 +83,7 @@ def _examine_product(places: Places, product: str) -> Iterator[Diagnosis]:
     yield _examine(sweep, lambda: _check_sweep(places, product), places)
     yield _examine(f"training/{product}.py", lambda: _check_trainer(places, product), places)
     yield _examine(f"evaluation/{product}.yaml", lambda: _check_policy(places, product), places)
-    yield _examine(f"deploy/{product}.yaml", lambda: load_deploy_spec(places, product), places)
+    yield _examine(f"deploy/{product}.yaml", lambda: _check_image(places, product), places)
 
 
 def _examine_cases(places: Places) -> Iterator[Diagnosis]:
@@ -108,6 +112,17 @@ def _check_trainer(places: Places, product: str) -> None:
         spec = None  # said with the sweep
     if spec is not None:
         verify_parameters(spec, trainer_file=places.trainer_file(product))
+
+
+def _check_image(places: Places, product: str) -> None:
+    runtime = load_deploy_spec(places, product).image.runtime
+    try:
+        export = load_sweep_spec(places.sweep_file(product)).export
+    except MlopsError:
+        return  # said with the sweep
+    if runtime != export:
+        what = f"is {runtime}, but training/{product}.yaml says `export: {export}`; {_SERVED_AS[export]}"
+        _raise_all([f"image.runtime: {what}"], places.deploy_file(product))
 
 
 def _check_policy(places: Places, product: str) -> None:

@@ -65,10 +65,9 @@ def parse_wheel_lock(text: str) -> tuple[LockedWheel, ...]:
     return tuple(wheels)
 
 
-def render_wheel_lock(wheels: tuple[LockedWheel, ...]) -> str:
-    """The lock as a file."""
-    head = "# Runtime layer of serving images: CPython 3.11, x86-64, glibc 2.28 or newer. See docs/serving.md.\n"
-    return head + "".join(f"{wheel.name}=={wheel.version} --hash={wheel.digest}\n" for wheel in wheels)
+def render_wheel_lock(wheels: tuple[LockedWheel, ...], *, title: str) -> str:
+    """The lock as a file whose first line is `title`, a comment."""
+    return f"{title}\n" + "".join(f"{wheel.name}=={wheel.version} --hash={wheel.digest}\n" for wheel in wheels)
 
 
 def fetch_wheels(wheels: tuple[LockedWheel, ...], *, store: ContentStore, say: Callable[[str], None]) -> None:
@@ -83,7 +82,7 @@ def fetch_wheels(wheels: tuple[LockedWheel, ...], *, store: ContentStore, say: C
     say(f"fetching {len(missing)} wheels")
     with tempfile.TemporaryDirectory(prefix="wheels-") as scratch:
         folder = Path(scratch)
-        (folder / "lock.txt").write_text(render_wheel_lock(missing), encoding="utf-8")
+        (folder / "lock.txt").write_text(render_wheel_lock(missing, title="# what is missing"), encoding="utf-8")
         _download(folder, "--require-hashes", "-r", "lock.txt")
         by_digest = {digest_file(file): file for file in folder.glob("*.whl")}
         for wheel in missing:

@@ -64,10 +64,12 @@ def export_onnx(module: torch.nn.Module, *, contract: Contract) -> bytes:
                 optimize=True,
             )
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        cause = error.__cause__ or error  # the exporter's own text only says that it failed
+        first = str(cause).strip().splitlines()[0] if str(cause).strip() else ""
         raise TrainingError(
-            f"the model of {contract.product} cannot be exported: {type(error).__name__}: {first}",
-            hint="forward(columns) must be traceable by torch.export: tensor operations only, batch size open",
+            f"the model of {contract.product} cannot be exported: {type(cause).__name__}: {first}",
+            hint="forward(columns) must be traceable by torch.export: tensor operations only, batch size open; a model "
+            "that cannot be so is served by torch itself (docs/serving.md, `export: torch`)",
         ) from error
     _require_width(logits, contract)
     assert program is not None

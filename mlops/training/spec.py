@@ -14,7 +14,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 from mlops.budgets.spec import Priority
 from mlops.errors import ProjectError
 from mlops.specs import Spec, load_spec
-from mlops.training.trainer import RESERVED, TrainerText, compare_parameters, read_trainer
+from mlops.training.trainer import RESERVED, SERVED_IMPORTS, TrainerText, compare_parameters, read_trainer
 from mlops.units import Accelerators, Duration, Money
 
 ParameterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -311,7 +311,8 @@ def verify_parameters(spec: SweepSpec, *, trainer_file: Path) -> TrainerText:
     """The trainer, when what it reads is exactly what the sweep gives.
 
     Raises:
-        ProjectError: A name that the trainer does not read, or one that it needs and does not get.
+        ProjectError: A name that the trainer does not read, or one that it needs and does not get; or, with
+            `export: torch`, it imports what its image does not have.
     """
     trainer = read_trainer(trainer_file)
     problems = compare_parameters(trainer, offered=(*spec.space, *spec.fixed))
@@ -320,6 +321,12 @@ def verify_parameters(spec: SweepSpec, *, trainer_file: Path) -> TrainerText:
             f"the sweep of {spec.product} and its trainer name different parameters",
             items=problems,
             hint=f"change training/{spec.product}.yaml or {trainer_file.name}",
+        )
+    foreign = ", ".join(sorted(trainer.imports - SERVED_IMPORTS)) if spec.export == "torch" else ""
+    if foreign:
+        raise ProjectError(
+            f"{trainer_file} is served itself (`export: torch`) and imports {foreign}, which its image does not have",
+            hint="keep to torch, numpy and the standard library at the top; what only training needs goes into train()",
         )
     return trainer
 

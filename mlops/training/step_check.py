@@ -19,13 +19,14 @@ CHECK_CODE = (
     "mlops.training.worker",
     "mlops.training.joined_module",
     "mlops.training.onnx_export",
+    "mlops.training.torch_serving",
 )
 _CHOICES = ("space", "fixed", "objective", "constraints", "audit_pool", "isolation")
 """What of a spec the check depends on: more trials or another budget do not repeat it."""
 
 
 def check_step(bench: Workbench, spec: SweepSpec, *, version: DatasetVersion) -> StepRun | Refusal:
-    """Check once per trainer, its tests, the searched space, columns, lock and checking code.
+    """Check once per trainer, its tests, the searched space, kind of export, columns, lock and checking code.
 
     Returns:
         The step, or the refusal with every line of the contract that is broken.
@@ -45,6 +46,7 @@ def check_step(bench: Workbench, spec: SweepSpec, *, version: DatasetVersion) ->
         "schema": f"sha256:{version.manifest.schema_sha256}",
         "lock": digest_file(places.lock_file) if places.lock_file.is_file() else digest_json(None),
         "code": digest_code(*CHECK_CODE),
+        **({} if spec.export == "onnx" else {"export_as": digest_json(spec.export)}),
     }
 
     def check() -> StepOutcome | Refusal:

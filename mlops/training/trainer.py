@@ -23,6 +23,9 @@ from mlops.provenance.digest import digest_bytes, digest_file
 RESERVED = frozenset({"columns", "classes"})
 """Parameters that the machine adds to every trial: feature name to number of categories, and number of classes."""
 
+SERVED_IMPORTS = frozenset({"torch", "numpy"}) | sys.stdlib_module_names
+"""What a trainer may import at its top when it is served itself (`export: torch`): its image has nothing else."""
+
 
 @dataclass(frozen=True)
 class TrainerText:
@@ -34,6 +37,8 @@ class TrainerText:
     """Parameters read as `params["name"]`."""
     optional: frozenset[str]
     """Parameters read as `params.get("name")`."""
+    imports: frozenset[str]
+    """Distributions and modules imported at its top level, first part of the name."""
 
     @property
     def known(self) -> frozenset[str]:
@@ -58,11 +63,13 @@ def read_trainer(path: Path) -> TrainerText:
         raise ProjectError(f"{path}:{line}: not valid Python: {error}", hint="fix the line and try again") from error
     _require_functions(tree, path)
     declared = _declared_parameters(tree)
+    imports = frozenset(name for node in tree.body for name in _imported_names(node))
     if declared is not None:
-        return TrainerText(path, digest_bytes(blob), required=declared, optional=frozenset())
+        return TrainerText(path, digest_bytes(blob), required=declared, optional=frozenset(), imports=imports)
     required = {key for key in map(_subscript_key, ast.walk(tree)) if key is not None}
     optional = {key for key in map(_get_key, ast.walk(tree)) if key is not None}
-    return TrainerText(path, digest_bytes(blob), required=frozenset(required), optional=frozenset(optional - required))
+    needed, others = frozenset(required), frozenset(optional - required)
+    return TrainerText(path, digest_bytes(blob), required=needed, optional=others, imports=imports)
 
 
 def compare_parameters(trainer: TrainerText, *, offered: Iterable[str]) -> tuple[str, ...]:
@@ -124,6 +131,14 @@ def _declared_parameters(tree: ast.Module) -> frozenset[str] | None:
             value: Any = ast.literal_eval(node.value)
             return frozenset(str(item) for item in value)
     return None
+
+
+def _imported_names(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name.partition(".")[0] for alias in node.names]
+    if isinstance(node, ast.ImportFrom):
+        return [node.module.partition(".")[0]] if node.module else []
+    return []
 
 
 def _is_params(node: ast.AST) -> bool:

@@ -280,7 +280,7 @@ def _describe_model(model: OnnxModel, versions: list[str]) -> dict[str, Any]:
         "versions": sorted(
             versions, key=lambda text: (not text.isdecimal(), int(text) if text.isdecimal() else 0, text)
         ),
-        "platform": "onnx_onnxv1",
+        "platform": model.platform,
         "inputs": [tensor_of(column) for column in model.contract.inputs],
         "outputs": [*outputs, label],
         "parameters": {"version": model.version, "digest": model.digest, "evidence": model.evidence},

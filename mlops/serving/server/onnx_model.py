@@ -27,8 +27,10 @@ LABEL = "label"
 INLINE_SECONDS = 0.001
 """A run estimated to be longer goes to a thread, so that health checks are answered meanwhile."""
 PROBABILITIES = "probabilities"
-_ARTEFACTS = ("model.onnx", "weights.safetensors")
-"""What a version is served from: an exported model, or where there is none the module's weights."""
+_ONNX = "model.onnx"
+_PLATFORMS = {_ONNX: "onnx_onnxv1", "weights.safetensors": "pytorch_safetensors"}
+"""What a version is served from (an exported model, or where there is none the module's weights), and the protocol's
+name for it."""
 _RISE = 1.05
 _LEAST_SECONDS = 1e-8
 _EXPIRY_SECONDS = 0.25
@@ -76,6 +78,7 @@ class OnnxModel:
         evidence = json.loads((folder / "evidence.json").read_text("utf-8"))
         self.evidence: dict[str, str] = {str(name): str(digest) for name, digest in evidence.items()}
         self._golden = json.loads((folder / "golden.json").read_text("utf-8"))["requests"]
+        self.platform = next(platform for name, platform in _PLATFORMS.items() if (folder / name).is_file())
         self._session = _open_session(folder, threads=settings.threads)
         self._names = [output.name for output in self.contract.outputs]
         self._max_batch_rows = settings.max_batch_rows
@@ -236,15 +239,15 @@ def load_models(settings: Settings) -> list[OnnxModel]:
     Raises:
         FileNotFoundError: There is none.
     """
-    found = (path.parent for name in _ARTEFACTS for path in Path(settings.models).glob(f"*/*/{name}"))
+    found = (path.parent for name in _PLATFORMS for path in Path(settings.models).glob(f"*/*/{name}"))
     folders = sorted(set(found))
     if not folders:
-        raise FileNotFoundError(f"{settings.models} holds no <product>/<version>/{_ARTEFACTS[0]}")
+        raise FileNotFoundError(f"{settings.models} holds no <product>/<version>/{_ONNX}")
     return [OnnxModel(folder, settings=settings) for folder in folders]
 
 
 def _open_session(folder: Path, *, threads: int) -> Any:
-    path = folder / _ARTEFACTS[0]
+    path = folder / _ONNX
     if not path.is_file():
         from .torch_model import TorchSession  # only an image with `runtime: torch` has torch
 

@@ -64,6 +64,10 @@ def test_an_unknown_field_of_the_spec_is_named_with_its_line(project):
 def test_images_are_listed_and_shown_and_unknown_ones_named(project):
     digest = _put(project, "income:1", b"one")
     assert [item["digest"] for item in json.loads(_mlops(project, "list", "--json").stdout)] == [digest]
+    newest = _put(project, "income:10", b"ten")
+    for reference in ("income:9", "income:candidate-1", "other:11"):
+        _put(project, reference, reference.encode())
+    assert json.loads(_mlops(project, "show", "income@latest", "--json").stdout)["digest"] == newest
     done = _mlops(project, "show", "income@2")
     assert done.returncode == 7
     assert "there is no image income@2" in done.stderr

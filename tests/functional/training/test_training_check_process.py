@@ -69,4 +69,7 @@ def test_the_result_is_kept_by_the_code_and_the_authors_own_tests_count(product,
     assert "tests: those in tiny/ pass" in lines
     again = check_step(bench, spec.model_copy(update={"trials": 77}), version=version)
     assert again.is_reused  # other parts of the spec change nothing
+    served = check_step(bench, spec.model_copy(update={"export": "torch"}), version=version)
+    assert isinstance(served, StepRun)
+    assert not served.is_reused  # another thing would serve
     ledger.close()

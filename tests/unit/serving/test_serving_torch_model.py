@@ -38,7 +38,7 @@ def candidate(tmp_path_factory):
 
 
 def test_the_model_of_these_tests_cannot_be_exported(candidate):
-    with pytest.raises(TrainingError, match="cannot be exported"):
+    with pytest.raises(TrainingError, match="cannot be exported: GuardOnDataDependent"):
         export_onnx(load_candidate(candidate).load_module(), contract=tiny_contract())
 
 
@@ -58,6 +58,7 @@ def test_the_server_answers_as_the_judged_module_does(candidate, tmp_path):
     (model,) = load_models(settings)
     model.warm_up()
     assert model.providers == ["torch"]
+    assert Server([model], settings).ask("GET", "/v2/models/income").json()["platform"] == "pytorch_safetensors"
     assert torch.is_grad_enabled(), "whoever opens one goes on with what needs gradients"
     server = Server([model], settings)
     judged = load_judged(load_candidate(candidate))

@@ -78,6 +78,19 @@ def test_names_that_trainer_and_sweep_do_not_share_are_refused_with_a_suggestion
     assert any("reads params['learning_rate'], which the sweep does not give" in item for item in caught.value.items)
 
 
+def test_what_a_served_trainer_imports_at_its_top_must_be_in_its_image(stage):
+    spec = parse_spec(GOOD + "export: torch\n", SweepSpec, source="tiny.yaml")
+    text = stage.trainer.read_text()
+    stage.trainer.write_text(f"import math, numpy as np\nfrom torch.nn import functional\n{text}")
+    verify_parameters(spec, trainer_file=stage.trainer)
+    stage.trainer.write_text(f"{text}\ndef later():\n    import pandas\n")
+    verify_parameters(spec, trainer_file=stage.trainer)
+    stage.trainer.write_text(f"import scipy.stats\nfrom sklearn.tree import plot_tree\n{text}")
+    with pytest.raises(ProjectError, match="imports scipy, sklearn, which its image does not have"):
+        verify_parameters(spec, trainer_file=stage.trainer)
+    verify_parameters(spec.model_copy(update={"export": "onnx"}), trainer_file=stage.trainer)
+
+
 def test_a_trainer_is_read_without_running_it(tmp_path):
     path = tmp_path / "t.py"
     path.write_text(

@@ -1,0 +1,59 @@
+"""`mlops image run` as a person ends it: whatever ends the command ends the server, after it drained."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.fixture
+def project(bakery, tmp_path):
+    (tmp_path / "datasets.dvc").write_text("outs: []\n")
+    (tmp_path / ".mlops").mkdir()
+    (tmp_path / ".mlops/images").symlink_to(bakery.request.layout)
+    return tmp_path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_server_does_not_outlive_its_command(project, number):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "mlops.cli",
+        "image",
+        "run",
+        "income@1",
+        "--runtime",
+        "process",
+        "--port",
+        str(port),
+    ]
+    environment = {**os.environ, "HOME": str(project), "PYTHONUNBUFFERED": "1"}
+    running = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        assert f"serving on http://127.0.0.1:{port} (process)" in running.stdout.readline()
+        assert _ask(port) == 200
+        running.send_signal(number)
+        assert "draining" in running.stdout.read()
+        assert running.wait(timeout=60) == 0
+    finally:
+        running.kill()
+        running.stdout.close()
+    with pytest.raises(ConnectionRefusedError):
+        _ask(port)
+
+
+def _ask(port):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status
+    finally:
+        connection.close()
