@@ -176,7 +176,7 @@ def _table(view: SweepView, trials: tuple[TrialLine, ...] | list[TrialLine]) -> 
         (
             f"{trial.number}{' *' if trial.is_winner else ''}",
             trial.state,
-            f"{trial.epoch}/{view.epochs}",
+            f"{trial.epoch}/{view.epochs}" + (f", step {trial.step}" if trial.step else ""),
             f"{trial.seconds:.1f} s",
             _usd(trial.cost_micro_usd),
             *(f"{trial.metrics[name]:.4f}" if name in trial.metrics else "" for name in names),

@@ -151,6 +151,12 @@ class Progressed:
     """A trial has done steps since it was last heard of."""
 
     group: str
+    trial: int
+    """That runs now; -1 is none."""
+    epoch: int
+    """From 0."""
+    steps: int
+    """Over training rows, in that epoch."""
 
 
 @dataclass(frozen=True)

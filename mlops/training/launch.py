@@ -33,6 +33,7 @@ WORKER_CODE = (
     "mlops.datasets.reader",
     "mlops.datasets.plan",
     "mlops.training.worker",
+    "mlops.training.data_parallel",
     "mlops.training.audit_pool",
     "mlops.training.isolation",
     "mlops.training.private_training",

@@ -28,7 +28,7 @@ class LocalChannel:
     steps: int = 0
     reports: list[dict[str, float]] = field(default_factory=list)
 
-    def step(self) -> bool:
+    def step(self, *, epoch: int, done: int) -> bool:
         """See `mlops.training.worker.Channel`."""
         self.steps += 1
         return self.yield_at_step == self.steps

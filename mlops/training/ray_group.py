@@ -306,9 +306,10 @@ class RayCrew:
             self._queued.append(Reported.of(group.name, run.task, epoch=epoch, numbers=metrics))
 
     def _progressed(self, group: _Group, rank: int, value: Any) -> None:
-        if value != group.steps:
-            group.steps = value
-            self._queued.append(Progressed(group.name))
+        steps, trial, epoch, done = value
+        if steps != group.steps:
+            group.steps = steps
+            self._queued.append(Progressed(group.name, trial, epoch, done))
 
     def _ran(self, group: _Group, run: _Run, rank: int, value: Any) -> None:
         run.results[rank] = value

@@ -85,12 +85,13 @@ class _Talk:
         self.reports: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
         self.answers: queue.Queue[int] = queue.Queue()
         self.last: tuple[int, dict[str, float]] | None = None
-        self.steps = 0
+        self.steps, self.at = 0, (0, 0)
+        """All of them; the epoch at hand, and its steps over training rows."""
         self.is_asked = self.has_ended = False
 
-    def step(self) -> bool:
+    def step(self, *, epoch: int, done: int) -> bool:
         """See `Channel`."""
-        self.steps += 1
+        self.steps, self.at = self.steps + 1, (epoch, done)
         return self.is_asked
 
     def report(self, *, epoch: int, metrics: Mapping[str, float]) -> Answer:
@@ -235,11 +236,13 @@ class WorkerActor:
         """Let this attempt yield at its next step."""
         self._talk(key).is_asked = True
 
-    def progress(self) -> int:
-        """Steps done since the start of this worker."""
+    def progress(self) -> tuple[int, int, int, int]:
+        """Steps since the start of this worker; the trial that runs (or -1), its epoch and the steps in that."""
         self._confine_thread()
         with self._turn:
-            return self._ended_steps + sum(talk.steps for talk in self._talks.values() if not talk.has_ended)
+            live = [(key, talk) for key, talk in self._talks.items() if talk.steps and not talk.has_ended]
+            trial, at = (live[0][0][1], live[0][1].at) if live else (-1, (0, 0))
+            return self._ended_steps + sum(talk.steps for _, talk in live), trial, *at
 
     def _talk(self, key: AttemptKey) -> _Talk:
         """The driver's calls come from several threads, in any order: whichever is first begins the talk."""

@@ -1,4 +1,4 @@
-"""The ledger's rows of sweeps, trials, attempts, reports and the leases of worker groups (migrations 0003 and 0037).
+"""The ledger's rows of sweeps, trials, attempts, reports and the leases of worker groups (migrations 0003, 0037, 0061).
 
 Plain reads and writes inside a transaction that the caller opened. Leaves to others: what they mean
 (mlops/training/sweep_book), leases themselves (mlops/budgets).
@@ -63,6 +63,8 @@ attempts = sa.Table(
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("busy_us", _BIG, nullable=False),
     sa.Column("data_wait_us", _BIG, nullable=False),
+    sa.Column("at_epoch", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("at_step", sa.Integer, nullable=False, server_default="0"),
     sa.ForeignKeyConstraint(["sweep_id", "number"], ["trials.sweep_id", "trials.number"]),
 )
 reports = sa.Table(
@@ -156,6 +158,9 @@ class AttemptRow:
     reason: str
     busy_us: int
     data_wait_us: int
+    at_epoch: int
+    """That it was in when it was last asked, from 0, and the steps of it that were done; of a running one."""
+    at_step: int
 
 
 @dataclass(frozen=True)

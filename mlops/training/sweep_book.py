@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from mlops.errors import TrainingError
 from mlops.ledger.connection import Ledger, Transaction
 from mlops.registry.mirror import DatasetReference, Mirror, Status
 from mlops.training import sql_trials
-from mlops.training.attempt import Ended, Reported
+from mlops.training.attempt import Ended, Progressed, Reported
 from mlops.training.leasing import GroupLease
 from mlops.training.spec import Value
 from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, ReportRow, TrialRow
@@ -305,10 +305,14 @@ class SweepBook:
             sql_trials.update(transaction.connection, sql_trials.group_leases, where=key, ended_us=transaction.now_us)
             return transaction.now_us
 
-    def heartbeat(self) -> str:
-        """Say that this driver lives; gives what others wish (`stop`), or nothing."""
+    def heartbeat(self, heard: Iterable[Progressed] = ()) -> str:
+        """Say that this driver lives, and how far trials are; gives what others wish (`stop`), or nothing."""
         with self._write() as transaction:
             self._update_sweep(transaction)
+            for it in heard:
+                where = {"sweep_id": self.sweep_id, "number": it.trial, "ended_us": None}
+                at = {"at_epoch": it.epoch, "at_step": it.steps}
+                sql_trials.update(transaction.connection, sql_trials.attempts, where=where, **at)
             row = sql_trials.find_sweep(transaction.connection, self.sweep_id)
             return row.wish if row else ""
 

@@ -22,6 +22,7 @@ from mlops.training.attempt import (
     Gone,
     GroupShape,
     Notice,
+    Progressed,
     Ready,
     Reported,
     Usage,
@@ -85,6 +86,8 @@ class SweepDriver:
         self._refusal: Refusal | None = None
         self._retry_us = 0
         self._beat_us = -(10**12)
+        self._progress: dict[int, Progressed] = {}
+        """Of trials since the last beat, for people."""
         self._stopping = ""
         self._leaves_rest = False
         """Trials that are not done are not gone on with: by request, or because the spend is reached."""
@@ -447,6 +450,8 @@ class SweepDriver:
             self._take_report(event, group)
         elif isinstance(event, Ended):
             self._take_end(event, group)
+        elif isinstance(event, Progressed):
+            self._progress[event.trial] = event
         elif isinstance(event, Notice):
             self._say(f"{event.group}: {event.reason}, {event.seconds:.0f} s left")
             group.is_leaving = group.is_preempted = True
@@ -558,7 +563,8 @@ class SweepDriver:
             return
         self._beat_us = now_us
         self._hear_orders()
-        wish = self._book.heartbeat()
+        heard, self._progress = self._progress, {}
+        wish = self._book.heartbeat(heard.values())
         deadline = self._spec.stop.deadline
         if wish == "stop":
             self._leave_rest(STOPPED_BY_REQUEST)

@@ -48,6 +48,8 @@ class TrialLine:
     """WAITING until its first attempt."""
     epoch: int
     """Epochs reported."""
+    step: int
+    """Steps of the epoch at hand, of a running one that said so: it is asked every other second."""
     attempts: int
     seconds: float
     params: dict[str, Any]
@@ -228,6 +230,7 @@ def _line(
     trial: TrialRow, sweep: SweepRow, own: Sequence[AttemptRow], *, epochs: int, spend: SweepSpend, now_us: int
 ) -> TrialLine:
     begun_us = own[0].started_us if own else now_us
+    is_inside = trial.state == RUNNING and bool(own) and own[-1].ended_us is None and own[-1].at_epoch == epochs
     costs = [
         cost_of(spend.prices.get(attempt.lease_id, 0), duration_us=(attempt.ended_us or now_us) - attempt.started_us)
         for attempt in own
@@ -236,6 +239,7 @@ def _line(
         number=trial.number,
         state="WAITING" if trial.state == RUNNING and not own else trial.state,
         epoch=epochs,
+        step=own[-1].at_step if is_inside else 0,
         attempts=len(own),
         seconds=((trial.finished_us or now_us) - begun_us) / SECOND_US,
         params=trial.params,

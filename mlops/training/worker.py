@@ -28,6 +28,7 @@ from mlops.errors import EnvironmentFault, TrainingError
 from mlops.training.attempt import SYSTEM_PREFIX, Answer, AttemptTask, BatchSource, Usage
 from mlops.training.audit_pool import choose_pool, draw_members, keep_mask, save_audit, score_pool, select_rows
 from mlops.training.checkpoints import CheckpointWriter, fence_folder, load_newest, require_unfenced, save_weights
+from mlops.training.data_parallel import make_parallel
 from mlops.training.measuring import measure
 from mlops.training.private_training import PrivateTraining, keep_privacy, make_private
 from mlops.training.random_state import pack_random, unpack_random
@@ -53,8 +54,13 @@ class Channel(Protocol):
         """Give the metrics of the last epoch, which no answer follows: there is nothing left to save."""
         ...
 
-    def step(self) -> bool:
-        """A step begins; whether the trial shall commit a checkpoint here and yield."""
+    def step(self, *, epoch: int, done: int) -> bool:
+        """A step begins; whether the trial shall commit a checkpoint here and yield.
+
+        Args:
+            epoch: From 0.
+            done: Steps over training rows that this epoch has done.
+        """
         ...
 
 
@@ -108,7 +114,8 @@ class Worker:
         """Iterations over the training rows in this epoch; where the epoch goes on: pass and step."""
         self._random: torch.Tensor | None = None
         self._writer = CheckpointWriter(Path(task.trial_folder), attempt=task.attempt)
-        self._steps = 0
+        self._steps, self._done = 0, 0
+        """Batches since the start; steps over training rows in this epoch."""
         self._shown = (0, 0, time.monotonic_ns())
         self._private: PrivateTraining | None = None
         self._stages: dict[int, BatchSource] = {}
@@ -145,7 +152,8 @@ class Worker:
             pin=self.device.type == "cuda",
         )
         while True:
-            is_asked = self._channel.step()
+            self._done = step if is_training else self._done
+            is_asked = self._channel.step(epoch=self._epoch, done=self._done)
             if is_training and self._state and self._agree_to_yield(step, is_asked=is_asked):
                 self._yield_inside(step)
             step += 1
@@ -167,8 +175,7 @@ class Worker:
         model = model.to(self.device)
         wrapped = model
         if self.world_size > 1:
-            devices = [self.device.index or 0] if self.device.type == "cuda" else None
-            wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+            wrapped = make_parallel(model, device=self.device, world_size=self.world_size)
         if self.device.type == "cuda" and torch.cuda.is_bf16_supported():
             wrapped = _Autocast(wrapped)
         return wrapped
@@ -231,7 +238,7 @@ class Worker:
             raise TrainingError("worker.epochs(state) needs the module under the key 'model'")
         self._state = state
         for first in range(self._restore(), self._task.epochs):
-            self._epoch, self._pass = first, 0
+            self._epoch, self._pass, self._done = first, 0, 0
             seed_everything(derive_seed(self.seed, "epoch", first, self.rank))
             yield first
             if self._reported < first:

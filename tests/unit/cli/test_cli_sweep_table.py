@@ -11,7 +11,15 @@ from mlops.training.sweep_view import SweepView, TimeUse, TrialLine
 
 def trial(number, state, loss=None, **changes):
     metrics = {} if loss is None else {"loss": loss}
-    fields = {"epoch": 1, "attempts": 1, "seconds": 2.0, "params": {"x": 0.5}, "reason": "", "is_winner": False}
+    fields = {
+        "epoch": 1,
+        "step": 0,
+        "attempts": 1,
+        "seconds": 2.0,
+        "params": {"x": 0.5},
+        "reason": "",
+        "is_winner": False,
+    }
     fields |= {"cost_micro_usd": 1_500, "group": "", "lease_ids": (), "mlflow_run_id": ""}
     return TrialLine(number=number, state=state, metrics=metrics, **{**fields, **changes})
 
@@ -32,8 +40,16 @@ class Screen(io.StringIO):
 
 
 def test_state_epoch_metrics_cost_budget_and_end_are_shown():
-    text = render_sweep(view(trial(3, "RUNNING", 0.25)))
-    for shown in ("RUNNING", "1/3", "0.2500", "0.0015 USD", "2.50 USD", "research: 7.00 USD left", "ends about"):
+    text = render_sweep(view(trial(3, "RUNNING", 0.25, step=120)))
+    for shown in (
+        "RUNNING",
+        "1/3, step 120",
+        "0.2500",
+        "0.0015 USD",
+        "2.50 USD",
+        "research: 7.00 USD left",
+        "ends about",
+    ):
         assert shown in text
 
 

@@ -145,7 +145,7 @@ class ListChannel:
     steps: int = 0
     yield_at: int = 0
 
-    def step(self) -> bool:
+    def step(self, *, epoch: int, done: int) -> bool:
         self.steps += 1
         return 0 < self.yield_at <= self.steps
 
@@ -345,7 +345,7 @@ class FakeCrew:
         accident = self.accidents.pop((task.trial, task.attempt, epoch), None)
         seconds = self.seconds(task.trial, epoch)
         for tick in range(1, int(seconds / self.ticks)) if self.ticks else ():
-            self._later(tick * self.ticks, Progressed(name))
+            self._later(tick * self.ticks, Progressed(name, task.trial, epoch, tick))
         if accident == "lost":
             self._later(seconds, Gone(name, "worker 1 died"))
         elif accident == "preempted":

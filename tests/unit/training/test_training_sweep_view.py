@@ -91,3 +91,16 @@ def test_trials_that_wait_have_cost_nothing(views):
     waiting = [trial for view in views for trial in view.trials if trial.state == "WAITING"]
     assert waiting
     assert {replace(trial, number=0, params={}).cost_micro_usd for trial in waiting} == {0}
+
+
+def test_a_running_trial_shows_its_step_of_the_epoch_at_hand(stage, queue):
+    stage.spec_run = stage.spec(trials=2, epochs=3, groups=1)
+    crew = stage.crew(seconds=lambda trial, epoch: 5.0)
+    crew.ticks = 1.0
+    views = watch(stage, crew)
+    stage.run(stage.spec_run, crew, queue)
+    shown = {(trial.number, trial.epoch, trial.step) for view in views for trial in view.trials if trial.step}
+    assert {epoch for _, epoch, _ in shown} == {0, 1, 2}
+    assert {step for _, _, step in shown} >= {1, 2, 3}
+    last = view_sweep(stage.ledger, views[-1].sweep_id, now_us=stage.clock.now_us())
+    assert [trial.step for trial in last.trials] == [0, 0]
