@@ -23,7 +23,14 @@ from mlops.datasets.version import load_dataset_version
 from mlops.deploy.chain_rules import load_machine_keyring
 from mlops.errors import ProvenanceError
 from mlops.files import write_atomically
-from mlops.overview.rebuild_plan import Comparison, RebuildPlan, compare_rebuild, plan_rebuild, read_signed_steps
+from mlops.overview.rebuild_plan import (
+    Comparison,
+    RebuildPlan,
+    compare_rebuild,
+    find_newest_image,
+    plan_rebuild,
+    read_signed_steps,
+)
 from mlops.overview.status import REBUILD
 from mlops.overview.trace import find_served_images
 from mlops.project.opening import Project
@@ -59,8 +66,8 @@ def find_plan(project: Project, reference: Reference) -> RebuildPlan:
     """
     with project.ledger.read() as connection:
         starts = find_starts(connection, reference, find_served=lambda name: find_served_images(project, name))
-        images = [step for step in walk_forward(connection, starts) if step.kind == "image"][:1]
-        lineage = walk_back(connection, [*starts, *(digest for step in images for digest in step.outputs.values())])
+        image = find_newest_image(walk_forward(connection, starts))
+        lineage = walk_back(connection, [*starts, *(image.outputs.values() if image is not None else ())])
     return plan_rebuild(read_signed_steps(lineage.steps, keyring=load_machine_keyring(project.places)))
 
 

@@ -57,6 +57,12 @@ class Comparison:
         return self.recorded == self.rebuilt
 
 
+def find_newest_image(steps: Iterable[StepRecord]) -> StepRecord | None:
+    """The image of a version that promotion takes too: a newer `mlops` may have built it anew."""
+    images = [step for step in steps if step.kind == "image"]
+    return max(images, key=lambda step: (step.finished_us, step.step_id), default=None)
+
+
 def read_signed_steps(steps: Iterable[StepRecord], *, keyring: KeyRing) -> dict[str, StepRecord]:
     """Kind to the record that its envelope speaks of; nothing is taken from the ledger's columns.
 

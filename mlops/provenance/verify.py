@@ -47,6 +47,7 @@ EXTERNAL_INPUTS = frozenset(
         "budgets",
         "code",
         "deploy_spec",
+        "export_as",
         "incidents",
         "lock",
         "policy",
@@ -55,6 +56,7 @@ EXTERNAL_INPUTS = frozenset(
         "spec",
         "tombstones",
         "trainer",
+        "weights_as",
     }
 )
 """Inputs that people write or that come from outside; every other input must be some step's output."""

@@ -13,7 +13,7 @@ import pytest
 from mlops.clock import FakeClock
 from mlops.errors import ProvenanceError
 from mlops.overview.rebuild import find_stray_packages
-from mlops.overview.rebuild_plan import compare_rebuild, plan_rebuild, read_signed_steps
+from mlops.overview.rebuild_plan import compare_rebuild, find_newest_image, plan_rebuild, read_signed_steps
 from mlops.provenance.digest import digest_bytes
 from mlops.provenance.keyring import AcceptedKey, KeyRing
 from mlops.provenance.keys import MachineSigner, load_machine_signer
@@ -109,3 +109,10 @@ def test_packages_in_another_version_than_locked_are_named() -> None:
         f"click: locked 0.1, installed {metadata.version('click')}",
         "no-such-package: locked 1.0, installed none",
     )
+
+
+def test_of_two_images_of_a_version_the_newer_one_is_made_again(signer: MachineSigner):
+    image = steps_of(signer)[-1]
+    newer, probe = replace(image, step_id="b", finished_us=9), replace(image, step_id="c", kind="probe", finished_us=10)
+    assert find_newest_image([newer, image, probe]) == find_newest_image([probe, image, newer]) == newer
+    assert find_newest_image([probe]) is None
