@@ -4,6 +4,7 @@ Run by test_training_ray_clusters.py in a process of its own: Ray keeps the firs
 """
 
 import os
+import runpy
 import time
 from pathlib import Path
 
@@ -13,26 +14,38 @@ import yaml
 from mlops.training.attempt import GroupShape
 
 pytestmark = pytest.mark.timeout(900)
+RayProject = runpy.run_path(str(Path(__file__).with_name("conftest.py")), run_name="ray_conftest")["RayProject"]
 
 
 @pytest.fixture
-def cluster(ray_project, monkeypatch):
+def project(tmp_path):
+    """A project without a local Ray: this process knows no token."""
+    made = RayProject(tmp_path / "own")
+    yield made
+    made.ledger.close()
+
+
+@pytest.fixture(scope="module")
+def nodes():
     """A head without room for workers, and two nodes with two CPUs and one logical GPU each."""
     from ray.cluster_utils import Cluster
 
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     nodes = [made.add_node(num_cpus=2, num_gpus=1) for _ in range(2)]
     made.wait_for_nodes()
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
     yield made, nodes
     made.shutdown()
 
 
-def test_a_node_lost_in_the_middle_of_a_group_costs_a_preemption_and_no_result(ray_project, cluster, tmp_path):
+@pytest.fixture
+def cluster(nodes, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", nodes[0].address)
+    return nodes
+
+
+def test_a_node_lost_in_the_middle_of_a_group_costs_a_preemption_and_no_result(project, cluster, tmp_path):
     made, nodes = cluster
-    spec = ray_project.spec(trials=3, epochs=6, groups=1, workers=2, accelerators="2xcpu", seed=8, max_failures=1)
+    spec = project.spec(trials=3, epochs=6, groups=1, workers=2, accelerators="2xcpu", seed=8, max_failures=1)
     lost = []
 
     def say(line):
@@ -41,19 +54,17 @@ def test_a_node_lost_in_the_middle_of_a_group_costs_a_preemption_and_no_result(r
             made.remove_node(nodes[1], allow_graceful=False)
             made.add_node(num_cpus=2, num_gpus=1)
 
-    project = type(ray_project)(tmp_path / "lossy")
     outcome = project.launch(spec, say=say)
     assert lost
     assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 3
     assert not project.leases.live
 
-    calm = type(ray_project)(tmp_path / "calm")
+    calm = RayProject(tmp_path / "calm")
     calm.places = project.places
     expected = calm.launch(spec)
     found, wanted = ([(t.params, t.metrics, t.weights_sha256) for t in o.trials] for o in (outcome, expected))
     assert found == wanted
-    for each in (project, calm):
-        each.ledger.close()
+    calm.ledger.close()
     assert leaked_groups() == []
 
 
@@ -73,9 +84,9 @@ def leaked_groups():
         ray.shutdown()
 
 
-def test_a_group_takes_whole_nodes_or_nothing(ray_project, cluster):
+def test_a_group_takes_whole_nodes_or_nothing(project, cluster):
     """Three logical GPUs are asked for where there are two: nothing is held after the deadline."""
-    with ray_project.crew(ray_project.spec()) as crew:
+    with project.crew(project.spec()) as crew:
         until_us = time.monotonic_ns() // 1_000 + 60_000_000
         crew.start_group("g", shape=GroupShape(3, "h100", 1.0), until_us=until_us, start_deadline_seconds=2.0)
         heard = []
@@ -115,16 +126,12 @@ class RayletStarter:
             self.cluster = None
 
 
-def test_a_sweep_on_a_cluster_of_its_own_ends_and_leaves_no_machine(ray_project, tmp_path, monkeypatch):
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    other, starter = type(ray_project)(tmp_path), RayletStarter()
-    other.places = ray_project.places
+def test_a_sweep_on_a_cluster_of_its_own_ends_and_leaves_no_machine(project):
+    starter = RayletStarter()
     own = {"image": "train@sha256:" + "a" * 64, "node_accelerators": 1}
-    outcome = other.launch(ray_project.spec(trials=2, seed=31, cluster="ephemeral", ephemeral=own), starter=starter)
+    outcome = project.launch(project.spec(trials=2, seed=31, cluster="ephemeral", ephemeral=own), starter=starter)
     assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 2
     assert starter.log == ["start", "stop"]
-    assert not other.leases.live
-    assert [str(request.accelerators) for request in other.leases.requests] == ["2xcpu"], "one lease for all machines"
-    assert not list((ray_project.places.state / "clusters").glob("*.json"))
-    other.ledger.close()
+    assert not project.leases.live
+    assert [str(request.accelerators) for request in project.leases.requests] == ["2xcpu"], "one lease for all machines"
+    assert not list((project.places.state / "clusters").glob("*.json"))
