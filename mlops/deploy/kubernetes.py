@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib import resources
 from typing import Any, Literal
 
-import jsonschema
 import yaml
 
 from mlops.deploy.desired_state import DesiredState, ReleaseSet, ServedVersion
@@ -54,6 +53,8 @@ def verify_manifest(manifest: Manifest) -> None:
     Raises:
         ServingError: It does not fit; `items` lists where.
     """
+    import jsonschema  # loads a grammar, which costs a second
+
     schemas = json.loads(resources.files("mlops.deploy").joinpath("kubernetes_schemas.json").read_text("utf-8"))
     name = f"{manifest.get('apiVersion')}/{manifest.get('kind')}"
     if name not in schemas["kinds"]:

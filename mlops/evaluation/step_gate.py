@@ -6,7 +6,6 @@ Leaves to others: judging (gate.py, judging.py), memoisation and signing (mlops/
 from __future__ import annotations
 
 from mlops.errors import Reason, Refusal
-from mlops.evaluation.judging import choose_crew, judge_candidate, prepare_request, spend_look_of
 from mlops.evaluation.signed_answers import Verify, refuse_all
 from mlops.evaluation.verdicts import GateResult
 from mlops.provenance.digest import digest_code, digest_file, digest_folder, digest_json, hex_of
@@ -63,6 +62,8 @@ def gate_step(
     }
 
     def judge() -> StepOutcome | Refusal:
+        from mlops.evaluation.judging import choose_crew, judge_candidate, prepare_request, spend_look_of  # loads torch
+
         request = prepare_request(
             places,
             places.candidates / hex_of(candidate),

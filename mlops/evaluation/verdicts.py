@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from mlops.evaluation.rates import Evidence
 from mlops.provenance.digest import digest_json
+
+if TYPE_CHECKING:
+    from mlops.evaluation.rates import Evidence  # loads scipy, which costs a second
 
 Direction = Literal["at least", "at most"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +22,11 @@ from mlops.training.attempt import BatchSource
 from mlops.training.contract import Contract
 from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, run_local
 from mlops.training.spec import SweepSpec
+from mlops.training.trainer import Violation
 from mlops.training.worker import AttemptResult, seed_everything
 
 CHECK_EPOCHS = 3
 CHECK_ROWS = 1_024
-
-
-@dataclass(frozen=True)
-class Violation:
-    """A line of the contract that does not hold; the lines stand in docs/sweeps.md, section Trainer."""
-
-    line: str
-    """Stable, kebab-case."""
-    text: str
-    """What was seen, and how to fix it."""
 
 
 class FewRows:

@@ -21,9 +21,9 @@ from typing import Any
 from mlops.datasets.version import DatasetVersion, load_version_of
 from mlops.places import Places
 from mlops.provenance.confinement import confined_command
-from mlops.training.check import Violation, check_trainer
 from mlops.training.contract import contract_of_schema
 from mlops.training.spec import SweepSpec, load_sweep_spec
+from mlops.training.trainer import Violation
 
 LIMIT_SECONDS = 120.0
 """A sound trainer needs a few seconds; this much is for a machine that is busy with other things."""
@@ -148,6 +148,7 @@ def _serve(task: dict[str, Any], *, tell: Callable[[dict[str, Any]], None]) -> N
     spec = load_sweep_spec(places.sweep_file(product))
     version = load_version_of(tuple(task["object_urls"]), task["dataset"], dvc_digest=task["dvc_digest"])
     from mlops.datasets.reader import ShardReader  # loads pyarrow and torch
+    from mlops.training.check import check_trainer
 
     violations = check_trainer(
         spec,

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
-import jsonschema
-
 from mlops.errors import ProjectError
 from mlops.provenance.digest import hex_of
 from mlops.training.spec import EphemeralCluster, SweepSpec
@@ -105,6 +103,8 @@ def verify_cluster(content: dict[str, Any], *, kind: Kind) -> None:
     Raises:
         ProjectError: It does not fit; `items` says where.
     """
+    import jsonschema  # loads a grammar, which costs a second
+
     text = resources.files("mlops.training").joinpath("ray_cluster_schemas.json").read_text("utf-8")
     errors = jsonschema.Draft7Validator(json.loads(text)[kind]).iter_errors(content)
     items = tuple(f"{'.'.join(map(str, error.path)) or '(file)'}: {error.message}" for error in errors)

@@ -28,6 +28,16 @@ SERVED_IMPORTS = frozenset({"torch", "numpy"}) | sys.stdlib_module_names
 
 
 @dataclass(frozen=True)
+class Violation:
+    """A line of the contract that does not hold; the lines stand in docs/sweeps.md, section Trainer."""
+
+    line: str
+    """Stable, kebab-case."""
+    text: str
+    """What was seen, and how to fix it."""
+
+
+@dataclass(frozen=True)
 class TrainerText:
     """A trainer that was read but not run."""
 

@@ -100,7 +100,7 @@ def test_a_sweep_waits_for_its_turn_and_says_why(stage, queue, undisturbed):
 @pytest.mark.parametrize("is_reachable", [True, False])
 def test_a_group_that_only_waits_makes_room_for_a_sweep_it_does_not_fit(stage, queue, is_reachable):
     kept: list[str] = []
-    first = stage.spec(trials=2, groups=1, accelerators="1xcpu", idle="600s")
+    first = stage.spec(trials=2, groups=1, accelerators="1xcpu", idle="100s")
     stage.run(first, stage.crew(kept=kept), queue)
     (name,) = kept
     crew = stage.crew(kept=kept if is_reachable else [])  # else its workers live in a cluster that this crew is not in
