@@ -70,6 +70,7 @@ def resume(sweep_id: str, *, as_json: bool, dry_run: bool, accept_changes: bool)
 
     project = open_project()
     row = load_sweep_row(project.ledger, sweep_id)
+    sweep_view.require_search(row)
     spec = load_launch_spec(project.places, project.require_product(row.product), trials=int(row.spec["trials"]))
     request = replace(_request(project, spec), resumed_id=row.sweep_id)
     changed = find_changes(request, row.inputs)

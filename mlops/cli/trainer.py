@@ -108,10 +108,11 @@ def run(
 def _parameters(project: Project, spec: SweepSpec, reference: str) -> tuple[dict[str, Any], int]:
     """Parameters and seed of a trial `SWEEP/NUMBER`."""
     from mlops.training.sweep import load_trials
-    from mlops.training.sweep_view import load_sweep_row
+    from mlops.training.sweep_view import load_sweep_row, require_search
 
     name, _, number = reference.rpartition("/")
     row = load_sweep_row(project.ledger, name)
+    require_search(row)
     found = [item for item in load_trials(project.ledger, row.sweep_id) if str(item.number) == number]
     if not found:
         raise ProjectError(f"{row.sweep_id} has no trial {number!r}", hint=f"`mlops sweep show {row.sweep_id}`")

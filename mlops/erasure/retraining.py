@@ -19,7 +19,7 @@ from mlops.project.opening import Project
 from mlops.provenance.lineage import walk_back
 from mlops.provenance.sql_steps import StepRecord, find_steps, find_steps_of_digest
 from mlops.provenance.steps import StepRun
-from mlops.release import STEPS, Release, run_steps
+from mlops.release import STEPS, Release, Steps, run_steps
 from mlops.training.spec import Pruner, StopEarly, SweepSpec, load_sweep_spec
 from mlops.training.step_sweep import SweepStepRequest, sweep_step
 
@@ -126,6 +126,12 @@ def retrain(
         MlopsError: A step failed.
     """
     release = Release(spec.product, spec, project.workbench(say), project.person, allow_dirty)
+    ended = run_steps(release, retrain_steps(project, withdrawn=withdrawn))
+    return ended if isinstance(ended, Refusal) else _describe(release.done)
+
+
+def retrain_steps(project: Project, *, withdrawn: frozenset[bytes]) -> Steps:
+    """The steps of a release, of which the first two are an erasure's own: clean data, and no search."""
 
     def bring_clean_data(it: Release) -> StepRun:
         return data_step(it.bench, product=it.product, dataset=it.spec.dataset)
@@ -136,8 +142,7 @@ def retrain(
         request = SweepStepRequest(it.spec, commit=commit, spender=it.person, withdrawn=withdrawn, checked=whole)
         return sweep_step(it.bench, request, manifest=it.done("data").outputs["manifest"])
 
-    ended = run_steps(release, {**STEPS, "data": bring_clean_data, "sweep": train})
-    return ended if isinstance(ended, Refusal) else _describe(release.done)
+    return {**STEPS, "data": bring_clean_data, "sweep": train}
 
 
 def _describe(done: Callable[[str], StepRecord]) -> Retrained:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from mlops.training.ledger_loss import outlast
 from mlops.training.spec import MEMBER, Choice, Isolation, Pruner, StopEarly, SweepSpec, Value
 from mlops.training.sql_trials import COMPLETE
 from mlops.training.sweep import (
+    MEMBERS,
     Ensemble,
     SweepGround,
     SweepRequest,
@@ -92,9 +93,9 @@ def train_ensemble(request: EnsembleRequest, ground: SweepGround) -> Ensemble | 
     trials: tuple[TrialResult, ...] = ()
     sweep_id = ""
     if missing:
-        ground.say(f"ensemble: {len(members) - len(missing)} of {len(members)} members are there; training the others")
         for member in missing:
             _announce(member, request, checkpoints)
+        _say_what_is_trained(request, ground.say)
         sweep = _plan_sweep(request, missing, ground.ledger)
         trained = outlast(
             lambda is_again: _train_missing(sweep, missing, ground, is_again=is_again),
@@ -109,6 +110,26 @@ def train_ensemble(request: EnsembleRequest, ground: SweepGround) -> Ensemble | 
             _keep_weights(members[int(trial.params[MEMBER])], trial, checkpoints)
     path = _join(members, checkpoints)
     return Ensemble(len(members), sweep_id, trials, path, digest_file(path))
+
+
+def _say_what_is_trained(request: EnsembleRequest, say: Callable[[str], None]) -> None:
+    total, slices = request.isolation.groups, request.isolation.slices
+    planned = plan_retrain(request)
+    parts = ", ".join(f"{number} from slice {stage + 1} of {slices}" for number, stage in planned.items())
+    say(f"ensemble: {total - len(planned)} of {total} members are there; training member {parts}")
+
+
+def find_trained(request: EnsembleRequest, ledger: Ledger) -> tuple[str, tuple[TrialResult, ...]]:
+    """The newest sweep that trained members on this very data, and its trials; for a caller that ended before it heard.
+
+    Empty when none did: all members were there from earlier data.
+    """
+    with ledger.read() as connection:
+        rows = sql_trials.list_sweeps(connection, product=request.sweep.spec.product)
+    for row in rows:
+        if row.state == "finished" and MEMBERS in row.inputs and row.inputs.get("manifest") == request.version.digest:
+            return row.sweep_id, load_trials(ledger, row.sweep_id)
+    return "", ()
 
 
 def _train_missing(
@@ -164,7 +185,7 @@ def _sweep_of_members(request: EnsembleRequest, missing: list[Member], *, genera
     content = {**request.sweep.inputs, "manifest": request.version.digest, "spec": digest_json(of_members.to_json())}
     tags = {**request.sweep.tags, "mlops.ensemble_of": request.sweep.sweep_id}
     keys = [member.slices[-1].key for member in missing]
-    inputs = {**content, "members": digest_json({"keys": keys, "generation": generation})}
+    inputs = {**content, MEMBERS: digest_json({"keys": keys, "generation": generation})}
     return replace(request.sweep, spec=of_members, inputs=inputs, tags=tags)
 
 
@@ -212,6 +233,7 @@ def _conclude_members(book: SweepBook, spec: SweepSpec, *, ended: Refusal | str)
     with book.ledger.read() as connection:
         best = choose_winner(spec, sql_trials.list_trials(connection, book.sweep_id))
     book.close(state="finished", reason="", winner=None if isinstance(best, Refusal) else best.number)
+    book.keep_run_ids()
     return None
 
 

@@ -21,13 +21,13 @@ from mlops.provenance.digest import digest_code, digest_file, digest_json
 from mlops.registry.mirror import DatasetReference, Mirror
 from mlops.training.attempt import Crew
 from mlops.training.contract import contract_of_schema
-from mlops.training.ensemble import EnsembleRequest, train_ensemble
+from mlops.training.ensemble import EnsembleRequest, find_trained, train_ensemble
 from mlops.training.leasing import GroupLeases
 from mlops.training.locked_environment import read_pins
 from mlops.training.optuna_search import only_point
 from mlops.training.ray_ephemeral import ClusterLeases, ClusterStarter, CommandStarter, started_cluster, stop_orphans
 from mlops.training.spec import SweepSpec, Value, load_sweep_spec, verify_parameters
-from mlops.training.sweep import Ensemble, SweepGround, SweepOutcome, SweepRequest, run_sweep
+from mlops.training.sweep import Ensemble, SweepGround, SweepOutcome, SweepRequest, TrialResult, run_sweep
 
 WORKER_CODE = (
     "mlops.datasets.reader",
@@ -141,8 +141,13 @@ def launch_sweep(
         if only is not None:  # a retrain with released parameters: nothing to search, only members to train
             verify_parameters(request.spec, trainer_file=request.trainer_file)
             ensemble = join(only)
-            if isinstance(ensemble, Refusal) or ensemble.trained:
-                return ensemble if isinstance(ensemble, Refusal) else _outcome_of(ensemble, only)
+            if isinstance(ensemble, Refusal):
+                return ensemble
+            sweep_id, trials = ensemble.sweep_id, ensemble.trained
+            if not trials:
+                sweep_id, trials = find_trained(EnsembleRequest(request, version=version, params=only), ledger)
+            if trials:
+                return _outcome_of(replace(ensemble, sweep_id=sweep_id), only, trials)
         outcome = run_sweep(request, ground)
         if isinstance(outcome, Refusal) or request.spec.isolation is None:
             return outcome
@@ -185,10 +190,10 @@ def _open_crew(
         yield stack.enter_context(opened)
 
 
-def _outcome_of(ensemble: Ensemble, params: Mapping[str, Value]) -> SweepOutcome:
+def _outcome_of(ensemble: Ensemble, params: Mapping[str, Value], trials: tuple[TrialResult, ...]) -> SweepOutcome:
     """An ensemble that was trained without a search, shown by its first trained member."""
-    shown = replace(ensemble.trained[0], params=dict(params))
-    return SweepOutcome(ensemble.sweep_id, shown, ensemble.trained, mlflow_run_id="", stopped="", ensemble=ensemble)
+    shown = replace(trials[0], params=dict(params))
+    return SweepOutcome(ensemble.sweep_id, shown, trials, mlflow_run_id="", stopped="", ensemble=ensemble)
 
 
 def load_version(places: Places, spec: SweepSpec) -> DatasetVersion:

@@ -17,6 +17,7 @@ from mlops.registry.mlflow_runs import open_mirror
 from mlops.training.launch import launch_sweep, make_request
 from mlops.training.spec import SweepSpec
 from mlops.training.step_check import check_step
+from mlops.training.sweep import SweepOutcome
 
 KIND = "sweep"
 
@@ -80,7 +81,7 @@ def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) ->
         return StepOutcome(
             outputs={"weights": f"sha256:{served.weights_sha256.removeprefix('sha256:')}"},
             facts={
-                "summary": f"trial {winner.number} of {len(outcome.trials)}: {_render_metrics(winner.metrics)}",
+                "summary": _summarise(outcome),
                 "sweep_id": outcome.sweep_id,
                 "trial": winner.number,
                 "trials": len(outcome.trials),
@@ -102,6 +103,14 @@ def sweep_step(bench: Workbench, request: SweepStepRequest, *, manifest: str) ->
     return bench.book.run_or_refuse(
         KIND, product=request.spec.product, inputs=launched.inputs, action=sweep, is_present=is_present
     )
+
+
+def _summarise(outcome: SweepOutcome) -> str:
+    winner, ensemble = outcome.winner, outcome.ensemble
+    shown = f"trial {winner.number} of {len(outcome.trials)}: {_render_metrics(winner.metrics)}"
+    if ensemble is None:
+        return shown
+    return f"{ensemble.members} isolated members, {len(ensemble.trained)} trained now, joined; by {shown}"
 
 
 def _render_metrics(metrics: dict[str, float]) -> str:

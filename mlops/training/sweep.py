@@ -33,7 +33,9 @@ from mlops.training.sweep_driver import STOPPED_BY_REQUEST, SweepDriver
 from mlops.training.sweep_state import DriverTask, MemberTask
 from mlops.training.winner import choose_winner
 
-NAMING_INPUTS = ("trainer", "spec", "lock", "manifest", "code", "members")
+MEMBERS = "members"
+"""Name of the input that says which members of an ensemble a sweep trains; a search has none."""
+NAMING_INPUTS = ("trainer", "spec", "lock", "manifest", "code", MEMBERS)
 """The inputs that the weights depend on; budgets and source reports do not rename a sweep."""
 
 

@@ -19,6 +19,7 @@ from mlops.errors import TrainingError
 from mlops.ledger.connection import Ledger
 from mlops.training import sql_trials
 from mlops.training.sql_trials import RUNNING, AttemptRow, GroupLeaseRow, SweepRow, TrialRow
+from mlops.training.sweep import MEMBERS
 from mlops.training.sweep_book import is_driver_alive
 from mlops.training.sweep_outlook import expect_end_us
 from mlops.units import Accelerators
@@ -251,6 +252,19 @@ def _line(
         lease_ids=tuple(dict.fromkeys(attempt.lease_id for attempt in own)),
         mlflow_run_id=trial.mlflow_run_id,
     )
+
+
+def require_search(row: SweepRow) -> None:
+    """A sweep whose trials are points of a search, which can be gone on with, or run again, one by one.
+
+    Raises:
+        TrainingError: Its trials are members of an ensemble, which read slices of the data.
+    """
+    if MEMBERS in row.inputs:
+        raise TrainingError(
+            f"{row.sweep_id} trains the members of an ensemble by isolation, which read slices of the data",
+            hint=f"`mlops sweep launch {row.product}` goes on with it: what is trained is not trained again",
+        )
 
 
 def wish_stop(ledger: Ledger, sweep_id: str) -> None:

@@ -26,7 +26,7 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
-def insert_sweep(ledger, sweep_id, *, state, winner):
+def insert_sweep(ledger, sweep_id, *, state, winner, **inputs):
     spec = {"budget": "research", "trials": 2, "epochs": 3, "objective": {"metric": "loss"}}
     with ledger.write() as transaction:
         now_us, connection = transaction.now_us, transaction.connection
@@ -37,7 +37,7 @@ def insert_sweep(ledger, sweep_id, *, state, winner):
             product="tiny",
             state=state,
             spec=spec,
-            inputs={"trainer": "sha256:1"},
+            inputs={"trainer": "sha256:1", **inputs},
             driver="elsewhere:1:1",
             started_us=now_us,
             seen_us=now_us - 10**9,
@@ -133,6 +133,24 @@ def test_an_unknown_sweep_is_said_so(project):
 def test_an_unknown_product_is_said_so(project):
     result = run("sweep", "launch", "nothing", "--dry-run")
     assert "unknown product 'nothing'" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "words", [("sweep", "resume", "sweep-cc"), ("trainer", "run", "tiny", "--trial", "sweep-cc/0")]
+)
+def test_members_of_an_ensemble_are_not_gone_on_with_as_if_they_were_a_search(project, words):
+    (project / "training").mkdir()
+    (project / "training" / "tiny.py").write_text("def model(params): ...\ndef train(worker, params): params['x']\n")
+    (project / "training" / "tiny.yaml").write_text(
+        "{version: 1, product: tiny, dataset: people, budget: research, objective: {metric: loss}, trials: 2, "
+        "epochs: 3, space: {x: {low: 0.1, high: 1.0}}}"
+    )
+    ledger = open_ledger(sqlite_url(Places(project).ledger_file), FakeClock(SystemClock().now_us()))
+    insert_sweep(ledger, "sweep-cc", state="stopped", winner=None, members="sha256:2")
+    ledger.close()
+    result = run(*words)
+    assert "trains the members of an ensemble" in str(result.exception)
+    assert "mlops sweep launch tiny" in result.exception.hint
 
 
 def test_stop_without_a_local_ray_says_so(project):
