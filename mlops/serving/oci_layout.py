@@ -176,10 +176,11 @@ class ImageLayout:
             kept = [old for old in index["manifests"] if old.get("annotations", {}).get(REFERENCE_NAME) != reference]
             self._write_index([*kept, entry])
 
-    def remove_unused_blobs(self, *, older_than_seconds: float = 3_600) -> int:
+    def remove_unused_blobs(self, *, keeping: Collection[str] = (), older_than_seconds: float = 3_600) -> int:
         """Delete blobs that no image names; returns the bytes freed.
 
         Args:
+            keeping: Digests of images that stay though a newer build of their version took their name.
             older_than_seconds: Younger ones are left: a build that is under way has written its layers, not its index.
         """
         freed = 0
@@ -188,6 +189,7 @@ class ImageLayout:
             for image in self.images():
                 manifest = self.read_manifest(image.digest)
                 used |= {image.digest, manifest["config"]["digest"], *(part["digest"] for part in manifest["layers"])}
+            used |= {part for digest in keeping for part in (digest, *self._parts(digest))}
             names = {hex_of(digest) for digest in used}
             newest = time.time() - older_than_seconds
             for path in sorted((self.folder / "blobs" / "sha256").glob("*")):

@@ -20,6 +20,8 @@ class PrunePlan:
     removed: tuple[StoredImage, ...]
     kept: tuple[tuple[StoredImage, str], ...]
     """With the reason."""
+    needed: frozenset[str] = frozenset()
+    """By environments; also images that have no name any more, since their version was built anew."""
 
 
 def plan_prune(images: Sequence[StoredImage], *, needed: Collection[str], keep: int = DEFAULT_KEEP) -> PrunePlan:
@@ -49,7 +51,7 @@ def plan_prune(images: Sequence[StoredImage], *, needed: Collection[str], keep: 
             kept.append((image, f"one of the {keep} newest"))
         else:
             removed.append(image)
-    return PrunePlan(removed=tuple(removed), kept=tuple(kept))
+    return PrunePlan(removed=tuple(removed), kept=tuple(kept), needed=frozenset(needed))
 
 
 def apply_prune(layout: ImageLayout, plan: PrunePlan) -> int:
@@ -59,7 +61,7 @@ def apply_prune(layout: ImageLayout, plan: PrunePlan) -> int:
     """
     kept = {image.digest for image, _ in plan.kept}
     layout.remove_images({image.digest for image in plan.removed} - kept)
-    return layout.remove_unused_blobs()
+    return layout.remove_unused_blobs(keeping=plan.needed)
 
 
 def _number(image: StoredImage) -> int | None:

@@ -14,6 +14,7 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 << 10
+_HEAD_END = b"\r\n\r\n"
 SWEEP_SECONDS = 0.25
 _PHRASES = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
@@ -29,14 +30,23 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.deadline = self.loop.time() + self.timeout_keep_alive
         self._head_bytes = 0
+        self._head_tail = b""
 
     def data_received(self, data: bytes) -> None:
-        """Count the head, then parse."""
+        """Measure the head, then parse."""
         if self._head_bytes >= 0:
+            if self._head_bytes + len(data) > MAX_HEAD_BYTES and self._measure_head(data) > MAX_HEAD_BYTES:
+                self._end(431, f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
+                return
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_bytes > MAX_HEAD_BYTES:
-            self._end(431, f"the request's head is larger than {MAX_HEAD_BYTES} bytes")
+        if self._head_bytes > 0:
+            self._head_tail = (self._head_tail + data)[1 - len(_HEAD_END) :]
+
+    def _measure_head(self, data: bytes) -> float:
+        """Bytes of the head of which `data` is the next part; infinite when it does not end there."""
+        at = (self._head_tail + data).find(_HEAD_END)
+        return math.inf if at < 0 else self._head_bytes - len(self._head_tail) + at + len(_HEAD_END)
 
     def on_message_begin(self) -> None:
         """The clock of this request starts."""
@@ -46,6 +56,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """What follows is body, which the application bounds."""
         self._head_bytes = -1
+        self._head_tail = b""
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

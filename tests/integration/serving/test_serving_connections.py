@@ -1,5 +1,6 @@
 """The server's sockets: clients that hang, talk too much, smuggle; drain with requests under way; real clients."""
 
+import itertools
 import json
 import shutil
 import socket
@@ -103,6 +104,7 @@ def test_a_client_that_hangs_is_cut_off_with_408(server, pieces):
 REFUSED = {
     "not HTTP": (b"\x16\x03\x01hello\r\n\r\n", b"400"),
     "a head without measure": (b"GET /ping HTTP/1.1\r\n" + b"x-a: %b\r\n" % (b"y" * 8_000) * 10, b"431"),
+    "a whole head that is too large": (b"GET /ping HTTP/1.1\r\nhost: x\r\nx-a: %b\r\n\r\n" % (b"y" * 65_536), b"431"),
     "two lengths": (_head(1, b"content-length: 2\r\n"), b"400"),
     "a length and chunks": (_head(3, b"transfer-encoding: chunked\r\n"), b"400"),
     "a length that is no number": (b"POST %b HTTP/1.1\r\ncontent-length: x\r\n\r\n" % _PATH.encode(), b"400"),
@@ -115,6 +117,15 @@ def test_what_is_no_clean_http_is_refused(server, sent, status):
     answer = _talk(server, sent)
     assert answer.startswith(b"HTTP/1.1 " + status), answer[:200]
     assert b"application/json" in answer
+
+
+def test_a_large_head_that_is_allowed_may_come_in_any_pieces_before_a_body(server, body):
+    sent = _head(len(body), b"connection: close\r\nx-a: %b\r\n" % (b"y" * 65_000)) + body
+    end = sent.index(b"\r\n\r\n")
+    for cuts in ((), (end + 2,), (end + 3, end + 9), (1_000, end + 1, end + 4)):
+        places = (0, *cuts, len(sent))
+        pieces = [sent[start:stop] for start, stop in itertools.pairwise(places)]
+        assert _talk(server, *pieces).startswith(b"HTTP/1.1 200 "), cuts
 
 
 def test_after_all_that_it_still_answers(server, body):

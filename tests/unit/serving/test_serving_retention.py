@@ -37,31 +37,50 @@ def test_nothing_can_be_kept_by_none():
         plan_prune(IMAGES, needed=(), keep=0)
 
 
-def test_shared_layers_and_young_blobs_survive(tmp_path):
-    layout = ImageLayout(tmp_path / "images")
+@pytest.fixture
+def layout(tmp_path):
+    return ImageLayout(tmp_path / "images")
 
-    def put(reference, own):
-        layers = [layout.add_blob(b"shared"), layout.add_blob(own)]
-        return layout.put_image(
-            {
-                "schemaVersion": 2,
-                "mediaType": MANIFEST_TYPE,
-                "config": {"mediaType": CONFIG_TYPE, "digest": layout.add_blob(b"{}"), "size": 2},
-                "layers": [{"mediaType": "x.tar", "digest": digest, "size": 6} for digest in layers],
-            },
-            reference=reference,
-            annotations={},
-        )
 
-    put("income:1", b"old")
-    newest = put("income:2", b"new")
+def _put(layout, reference, own):
+    layers = [layout.add_blob(b"shared"), layout.add_blob(own)]
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": {"mediaType": CONFIG_TYPE, "digest": layout.add_blob(b"{}"), "size": 2},
+        "layers": [{"mediaType": "x.tar", "digest": digest, "size": 6} for digest in layers],
+    }
+    return layout.put_image(manifest, reference=reference, annotations={})
+
+
+def _make_old(layout):
     for path in (layout.folder / "blobs/sha256").iterdir():
         os.utime(path, (0, 0))
+
+
+def _held(layout):
+    return {path.read_bytes() for path in (layout.folder / "blobs/sha256").iterdir()}
+
+
+def test_shared_layers_and_young_blobs_survive(layout):
+    _put(layout, "income:1", b"old")
+    newest = _put(layout, "income:2", b"new")
+    _make_old(layout)
     young = layout.add_blob(b"being built")
     freed = apply_prune(layout, plan_prune(layout.images(), needed=(), keep=1))
     assert [image.digest for image in layout.images()] == [newest]
     assert freed > 0
     assert layout.has_blob(young)
-    held = {path.read_bytes() for path in (layout.folder / "blobs/sha256").iterdir()}
-    assert {b"shared", b"new", b"{}"} <= held
-    assert b"old" not in held
+    assert {b"shared", b"new", b"{}"} <= _held(layout)
+    assert b"old" not in _held(layout)
+
+
+def test_what_serves_stays_when_its_version_was_built_anew(layout):
+    serving = _put(layout, "income:1", b"served")
+    _put(layout, "income:1", b"built since")
+    _make_old(layout)
+    not_an_image = "sha256:" + "c" * 64
+    assert apply_prune(layout, plan_prune(layout.images(), needed={serving, not_an_image}, keep=1)) == 0
+    assert layout.is_complete(serving)
+    assert apply_prune(layout, plan_prune(layout.images(), needed=(), keep=1)) > 0
+    assert b"served" not in _held(layout)
