@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import click
 import yaml
 
+from mlops.cli.interrupts import asking_first
 from mlops.cli.rendering import emit_json, refuse, render_table
 from mlops.cli.sweep_table import FOLLOW_SECONDS, LiveTable, follow_sweep, render_sweep
 from mlops.errors import Reason, Refusal
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
     from mlops.training.spec import SweepSpec
     from mlops.training.sweep import SweepOutcome, SweepRequest
     from mlops.training.sweep_view import SweepView
+
+STOPPING = "stopping: each trial commits a checkpoint at its next step"
 
 
 @click.group()
@@ -149,7 +149,7 @@ def show(sweep_id: str, *, follow: bool, as_json: bool) -> None:
 @click.argument("sweep_id")
 @click.option("--dry-run", is_flag=True, help="Say what would be stopped.")
 def stop(sweep_id: str, *, dry_run: bool) -> None:
-    """Ask a running sweep to stop; its trials commit a checkpoint at their next report."""
+    """Ask a running sweep to stop; its trials commit a checkpoint at their next step."""
     from mlops.project.opening import open_project
     from mlops.training.sweep_view import load_sweep_row, show_state, wish_stop
 
@@ -162,7 +162,7 @@ def stop(sweep_id: str, *, dry_run: bool) -> None:
         click.echo(f"would stop {row.sweep_id}, driven by {row.driver}")
     else:
         wish_stop(project.ledger, row.sweep_id)
-        click.echo(f"{row.sweep_id} stops at the next report of each trial; go on with `mlops sweep resume`")
+        click.echo(f"{row.sweep_id} stops at the next step of each trial; go on with `mlops sweep resume`")
 
 
 @sweep.command("render-cluster")
@@ -226,7 +226,7 @@ def _run(project: Project, spec: SweepSpec, request: SweepRequest, *, as_json: b
     from mlops.training.detached import require_expected_lock
     from mlops.training.launch import launch_sweep, load_version
     from mlops.training.step_check import check_step
-    from mlops.training.sweep_view import view_sweep
+    from mlops.training.sweep_view import view_sweep, wish_stop
 
     require_expected_lock(project.places)
     version = load_version(project.places, spec)
@@ -239,8 +239,8 @@ def _run(project: Project, spec: SweepSpec, request: SweepRequest, *, as_json: b
     )
     with (
         open_mirror(project.places, clock=project.clock) as mirror,
-        _quiet_interrupt(project, request.sweep_id),
         table,
+        asking_first(lambda: wish_stop(project.ledger, request.sweep_id), say=table.say, text=STOPPING),
     ):
         outcome = launch_sweep(
             project.places,
@@ -318,23 +318,6 @@ def _show_outcome(project: Project, outcome: SweepOutcome, *, as_json: bool) -> 
         joined = outcome.ensemble
         trained = f"{len(joined.trained)} trained now"
         click.echo(f"ensemble of {joined.members} isolated members, {trained}: {joined.weights_sha256[7:19]}")
-
-
-@contextlib.contextmanager
-def _quiet_interrupt(project: Project, sweep_id: str) -> Iterator[None]:
-    """The first Ctrl-C asks the sweep to stop at the next reports; the second ends at once."""
-    from mlops.training.sweep_view import wish_stop
-
-    def on_interrupt(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        click.echo("stopping at the next report of each trial; interrupt again to end at once", err=True)
-        wish_stop(project.ledger, sweep_id)
-
-    previous = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _winner(view: SweepView) -> str:

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
@@ -42,7 +42,7 @@ def render_live(view: SweepView, *, width: int, height: int, messages: tuple[str
     room = max(1, height - len(head) - len(shown) - 5)
     trials = sorted(view.trials, key=lambda trial: _rank(view, trial))
     table = _table(view, trials[:room]) if trials else []
-    left = [f"and {len(trials) - room} more trials"] if len(trials) > room else []
+    left = [f"and {len(trials) - room} more"] if len(trials) > room else []
     lines = [*head, "", *table, *left, *(["", *shown] if shown else [])]
     return [line[: width - 1] for line in lines]
 
@@ -106,22 +106,29 @@ class Drawing:
     """A table that is drawn over what it drew before."""
 
     def __init__(self, screen: TextIO) -> None:
-        self._screen, self._drawn = screen, 0
+        self._screen = screen
+        self._drawn: list[str] = []
 
     def draw(self, view: SweepView, *, messages: tuple[str, ...] = ()) -> None:
         """Replace the last one."""
         size = shutil.get_terminal_size()
         lines = render_live(view, width=size.columns, height=size.lines, messages=messages)
-        self.clear()
-        self._screen.write("".join(f"{line}\n" for line in lines))
+        # Over the old lines, in one write: a screen that is emptied first flickers.
+        self._screen.write(self._go_up(size.columns) + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J")
         self._screen.flush()
-        self._drawn = len(lines)
+        self._drawn = lines
 
     def clear(self) -> None:
         """Leave nothing of it on the screen."""
         if self._drawn:
-            self._screen.write(f"\x1b[{self._drawn}F\x1b[J")
-        self._drawn = 0
+            self._screen.write(self._go_up(shutil.get_terminal_size().columns) + "\x1b[J")
+            self._screen.flush()
+        self._drawn = []
+
+    def _go_up(self, columns: int) -> str:
+        """To the first line of the last one; a window that was made narrower has folded its lines."""
+        height = sum(max(1, -(-len(line) // columns)) for line in self._drawn)
+        return f"\x1b[{height}F" if height else ""
 
 
 def follow_sweep(
@@ -147,9 +154,10 @@ def _head(view: SweepView) -> list[str]:
     use = view.time_use
     lines = [
         f"{view.sweep_id}  {view.product}  {view.state}{': ' + view.reason if view.reason else ''}",
-        f"{view.done} of {view.total} trials, {view.seconds:.0f} s; accelerator-seconds: paid {use.paid:.1f}, "
-        f"busy {use.busy:.1f}, waiting for data {use.data_wait:.1f}",
-        _money(view) + _end(view),
+        f"{view.done} of {view.total} trials ended, {view.seconds:.0f} s{_end(view)}",
+        f"accelerator-seconds: paid {use.paid:.1f}, busy {use.busy:.1f}, waiting for data {use.data_wait:.1f}",
+        _money(view),
+        *([f"every trial has {_render_params(view.fixed)}"] if view.fixed else []),
     ]
     if view.winner is not None:
         complete = sum(trial.state == "COMPLETE" for trial in view.trials)
@@ -180,20 +188,23 @@ def _table(view: SweepView, trials: tuple[TrialLine, ...] | list[TrialLine]) -> 
             f"{trial.seconds:.1f} s",
             _usd(trial.cost_micro_usd),
             *(f"{trial.metrics[name]:.4f}" if name in trial.metrics else "" for name in names),
-            " ".join(f"{name}={_short(value)}" for name, value in trial.params.items())
-            if not trial.reason
-            else trial.reason,
+            trial.reason or _render_params({name: it for name, it in trial.params.items() if name not in view.fixed}),
         )
         for trial in trials
     ]
     return render_table(("trial", "state", "epoch", "time", "cost", *names, "parameters"), rows).splitlines()
 
 
+def _render_params(params: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={_short(value)}" for name, value in params.items())
+
+
 def _rank(view: SweepView, trial: TrialLine) -> tuple[int, float, int]:
     order = {"RUNNING": 0, "WAITING": 1, "COMPLETE": 2}
     value = trial.metrics.get(view.objective, float("inf"))
-    is_placed = trial.state == "COMPLETE"
-    return order.get(trial.state, 3), (value if view.is_minimized else -value) if is_placed else 0.0, -trial.number
+    place, is_placed = order.get(trial.state, 3), trial.state == "COMPLETE"
+    number = trial.number if trial.state in ("RUNNING", "WAITING") else -trial.number
+    return place, (value if view.is_minimized else -value) if is_placed else 0.0, number
 
 
 def _usd(micro: int) -> str:

@@ -229,6 +229,7 @@ def open_ray_crew(
     )
     from mlops.training.ray_worker import SourceRecipe, WorkerSetup
 
+    say("connecting to Ray; without one, a local one starts")
     with connected(places, cluster=spec.cluster, address=address, runtime_env=spec.runtime_env) as cpus:
         from mlops.training.ray_group import RayCrew
 

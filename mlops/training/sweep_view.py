@@ -78,6 +78,8 @@ class SweepView:
     total: int
     """Trials it will have."""
     epochs: int
+    fixed: dict[str, Any]
+    """Parameters that all trials share."""
     objective: str
     is_minimized: bool
     time_use: TimeUse
@@ -142,6 +144,7 @@ def view_sweep(ledger: Ledger, sweep_id: str, *, now_us: int) -> SweepView:
         seconds=((row.finished_us or now_us) - row.started_us) / SECOND_US,
         total=int(row.spec["trials"]),
         epochs=int(row.spec["epochs"]),
+        fixed=dict(row.spec.get("fixed", {})),
         objective=first["metric"],
         is_minimized=first.get("direction", "minimize") == "minimize",
         time_use=sum_time(leases, attempts, now_us=now_us),
@@ -171,10 +174,15 @@ def show_state(row: SweepRow, *, now_us: int) -> str:
 def sum_time(leases: Sequence[GroupLeaseRow], attempts: Sequence[AttemptRow], *, now_us: int) -> TimeUse:
     """Accelerator-seconds paid, busy and waiting for data."""
     sizes = {lease.lease_id: Accelerators.parse(lease.accelerators).count for lease in leases}
+    since: dict[str, int] = {}
+    for attempt in attempts:
+        if attempt.ended_us is None:  # a group has at most one that runs; what it was sent ahead waits behind that
+            since[attempt.lease_id] = min(attempt.started_us, since.get(attempt.lease_id, attempt.started_us))
+    running = sum((now_us - started_us) * sizes.get(lease_id, 0.0) for lease_id, started_us in since.items())
     return TimeUse(
         paid=sum(((lease.ended_us or now_us) - lease.started_us) * sizes[lease.lease_id] for lease in leases)
         / SECOND_US,
-        busy=sum(attempt.busy_us * sizes.get(attempt.lease_id, 0.0) for attempt in attempts) / SECOND_US,
+        busy=(sum(attempt.busy_us * sizes.get(attempt.lease_id, 0.0) for attempt in attempts) + running) / SECOND_US,
         data_wait=sum(attempt.data_wait_us * sizes.get(attempt.lease_id, 0.0) for attempt in attempts) / SECOND_US,
     )
 
@@ -268,7 +276,7 @@ def require_search(row: SweepRow) -> None:
 
 
 def wish_stop(ledger: Ledger, sweep_id: str) -> None:
-    """Ask the driver of a running sweep to stop at the next report of each trial."""
+    """Ask the driver of a running sweep to stop at the next step of each trial."""
     row = load_sweep_row(ledger, sweep_id)
     with ledger.write() as transaction:
         sql_trials.update(transaction.connection, sql_trials.sweeps, where={"sweep_id": row.sweep_id}, wish="stop")

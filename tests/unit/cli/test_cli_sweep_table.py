@@ -29,7 +29,7 @@ def view(*trials, state="running", total=9, **changes):
         "sweep_id": "sweep-1", "product": "tiny", "state": state, "reason": "", "winner": None, "seconds": 12.0,
         "total": total, "epochs": 3, "objective": "loss", "is_minimized": True, "time_use": TimeUse(1, 1, 0),
         "cost_micro_usd": 2_500_000, "budget": "research", "left_micro_usd": 7_000_000, "ends_us": 1_000_000,
-        "mlflow_run_id": "",
+        "mlflow_run_id": "", "fixed": {},
     }  # fmt: skip
     return SweepView(trials=trials, **{**fields, **changes})
 
@@ -62,7 +62,7 @@ def test_a_small_screen_shows_what_runs_and_then_the_best(is_minimized, best):
     first = next(place for place, line in enumerate(lines) if line.startswith("3 "))
     assert lines[first + 1].startswith(f"{best} ")
     assert lines[-1].startswith("and ")
-    assert lines[-1].endswith("more trials")
+    assert lines[-1].endswith("more")
 
 
 def test_one_line_says_how_far_the_whole_sweep_is():
@@ -87,8 +87,25 @@ def test_a_terminal_gets_one_table_that_is_gone_at_the_end():
     one = view(trial(0, "RUNNING"))
     text = follow(one, one, view(state="finished"), screen=Screen())
     drawn = len(render_live(one, width=80, height=24))
-    assert text.count(f"\x1b[{drawn}F\x1b[J") == 2
+    assert text.count(f"\x1b[{drawn}F") == 2
     assert text.endswith("\x1b[J")
+
+
+def test_a_narrower_window_folds_what_was_drawn_and_all_of_it_is_taken_away(monkeypatch):
+    screen, one = Screen(), view(trial(0, "RUNNING"))
+    drawing = sweep_table.Drawing(screen)
+    monkeypatch.setenv("COLUMNS", "100")
+    drawing.draw(one)
+    monkeypatch.setenv("COLUMNS", "30")
+    drawing.clear()
+    folded = sum(max(1, -(-len(line) // 30)) for line in render_live(one, width=100, height=24))
+    assert screen.getvalue().endswith(f"\x1b[{folded}F\x1b[J")
+
+
+def test_what_all_trials_share_is_said_once():
+    text = render_sweep(view(trial(0, "RUNNING", params={"x": 0.5, "batch": 4}), fixed={"batch": 4}))
+    assert text.count("batch=4") == 1
+    assert "every trial has batch=4" in text
 
 
 def test_messages_of_a_sweep_are_plain_lines_in_a_log_and_stand_below_the_table_in_a_terminal(capsys, monkeypatch):

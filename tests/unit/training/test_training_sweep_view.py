@@ -104,3 +104,8 @@ def test_a_running_trial_shows_its_step_of_the_epoch_at_hand(stage, queue):
     assert {step for _, _, step in shown} >= {1, 2, 3}
     last = view_sweep(stage.ledger, views[-1].sweep_id, now_us=stage.clock.now_us())
     assert [trial.step for trial in last.trials] == [0, 0]
+
+
+def test_time_inside_trials_counts_while_they_run_and_never_exceeds_what_is_paid(views):
+    assert max(view.time_use.busy for view in views if view.done == 0) > 0
+    assert all(view.time_use.busy <= view.time_use.paid for view in views)

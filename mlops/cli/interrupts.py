@@ -1,0 +1,37 @@
+"""Ctrl-C in a command that can stop well: the first one asks for it, the second one ends at once.
+
+Leaves to others: what stopping is (its callers).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from mlops.errors import MlopsError
+
+
+@contextmanager
+def asking_first(ask: Callable[[], None], *, say: Callable[[str], None], text: str) -> Iterator[None]:
+    """While the block runs, the first interrupt says `text` and calls `ask` in a thread of its own.
+
+    Not in the handler: that interrupts this thread anywhere, also where it holds what `ask` waits for, such as the
+    ledger's write lock.
+    """
+
+    def ask_quietly() -> None:
+        with suppress(MlopsError):  # the ledger is lost: the second interrupt is left
+            ask()
+
+    def on_interrupt(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say(f"{text}; interrupt again to end at once")
+        threading.Thread(target=ask_quietly, name="interrupt").start()
+
+    previous = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
