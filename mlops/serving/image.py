@@ -7,20 +7,23 @@ Leaves to others: how layers are filled (layers.py), blobs and index (oci_layout
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mlops.specs import Spec
+
+_BASE = re.compile(r".+/.+@sha256:[0-9a-f]{64}")
 
 
 class ImageSpec(Spec):
     """The `image:` part of `deploy/<product>.yaml`."""
 
-    base: str = Field(default="debian", pattern=r"^(debian|.+@sha256:[0-9a-f]{64})$")
+    base: str = "debian"
     """`debian` (packages locked by digest) or `registry/repository@sha256:…`."""
     compression: Literal["zstd", "gzip"] = "zstd"
     """`gzip` for registries that know no zstd; the model layer is then stored without compression."""
@@ -32,6 +35,13 @@ class ImageSpec(Spec):
     """`buildah` has Debian's buildah assemble the same layers, for platforms that ask for it; another digest."""
     environment: dict[str, str] = Field(default_factory=dict)
     """Added to the image's environment, such as `MAX_BATCH_ROWS`; names, never secrets."""
+
+    @field_validator("base")
+    @classmethod
+    def _is_fixed(cls, base: str) -> str:
+        if base != "debian" and not _BASE.fullmatch(base):
+            raise ValueError("write `debian`, or `registry/repository@sha256:` and a digest: tags may change")
+        return base
 
     @model_validator(mode="after")
     def _goes_together(self) -> ImageSpec:
