@@ -23,7 +23,7 @@ from mlops.datasets.version import load_dataset_version, read_split
 from mlops.erasure.certificate import parse_certificate
 from mlops.erasure.clean_version import find_uncommitted
 
-KILLS = 5 * int(os.environ.get("MLOPS_TEST_SCALE", "1"))
+KILLS = 3 * int(os.environ.get("MLOPS_TEST_SCALE", "1"))
 """Of each batch, at most."""
 TESTS = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)
