@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import importlib
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -26,12 +25,6 @@ from mlops.evaluation.policy import AnyRule
 from mlops.evaluation.verdicts import Findings
 from mlops.provenance.confinement import confine
 
-LIBRARIES = {
-    "evasion": ("art.attacks.evasion", "art.estimators.classification"),
-    "membership": ("sklearn.ensemble",),
-    "attribution": ("captum.attr",),
-}
-"""Kind of check to libraries that take seconds to load: once before the forks instead of once in each."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -101,13 +94,6 @@ def call_apart(function: Callable[[], Any], *, time_limit: float, hidden: Path |
     finally:
         _end(child)
     return None if isinstance(received, _Failed) else received
-
-
-def load_libraries(kinds: Iterable[str]) -> None:
-    """Load what children would otherwise load one by one; what fails is left to the check that needs it."""
-    for name in {name for kind in kinds for name in LIBRARIES.get(kind, ())}:
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from mlops.evaluation.check_cache import CheckCache
 from mlops.evaluation.check_crew import CheckCrew, Heard, KnownChecks, hear_checks
 from mlops.evaluation.checks.table import CHECKS
 from mlops.evaluation.decisions import combine_verdicts, decide_claims, explain_verdict
-from mlops.evaluation.fork_crew import ForkCrew, call_apart, load_libraries
+from mlops.evaluation.fork_crew import ForkCrew, call_apart
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.judged import Answers, JudgedModel, load_judged
+from mlops.evaluation.libraries import load_libraries
 from mlops.evaluation.model_card import describe_model
 from mlops.evaluation.plain_reference import price_fairness
 from mlops.evaluation.policy import AnyRule, Policy

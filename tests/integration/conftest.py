@@ -129,7 +129,7 @@ def income_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 @pytest.fixture(scope="session")
 def digits_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """`digits` with half of its trials, released from a fresh clone. Tests may promote it, but must not change its data."""
+    """`digits` with half of its trials, released from a fresh clone. Promote it, but do not change its data."""
     clone = make_clone(tmp_path_factory.mktemp("digits") / "project")
     spec = clone.folder / "training" / "digits.yaml"
     spec.write_text(spec.read_text().replace("trials: 6\n", "trials: 3\n"))

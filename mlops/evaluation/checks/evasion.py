@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from mlops.evaluation.checks.quality import claim_at_least
 from mlops.evaluation.checks.radius import robust_over_radius
 from mlops.evaluation.hearing import Hearing
+from mlops.evaluation.libraries import prepare_art
 from mlops.evaluation.policy import EvasionRule
 from mlops.evaluation.verdicts import Findings, NotEvaluableError
 
@@ -112,6 +113,7 @@ def _masking_alarm(holds: Mapping[str, NDArray[np.bool_]], *, is_right: NDArray[
 
 def _run_art(kind: str, target: Target) -> Floats:
     """FGSM or PGD of the Adversarial Robustness Toolbox, held inside the surface by mask, clipping and radius."""
+    prepare_art()
     import torch
     from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent  # slow to load
     from art.estimators.classification import PyTorchClassifier

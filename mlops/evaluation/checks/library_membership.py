@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from mlops.evaluation import roc
 from mlops.evaluation.checks.label_only import boundary_scores
 from mlops.evaluation.hearing import Hearing
+from mlops.evaluation.libraries import prepare_art
 from mlops.evaluation.privacy_rules import LibraryMembershipRule
 from mlops.evaluation.rows import Rows
 from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
@@ -67,6 +68,7 @@ def _at_boundary(rows: Rows, rule: LibraryMembershipRule, hearing: Hearing) -> F
 
 def _score(name: str, answers: NDArray[np.float32], labels: Floats, *, numbers: tuple[Any, Any], size: int) -> Floats:
     """ART sees rows as numbers and looks their answers up, so that any inputs will do."""
+    prepare_art()
     from art.attacks.inference import membership_inference as art  # slow to load
     from art.estimators.classification import BlackBoxClassifier
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mlops.evaluation.checks.behaviour import claim_at_most
 from mlops.evaluation.hearing import Hearing
 from mlops.evaluation.judged import columns_as_tensors
+from mlops.evaluation.libraries import prepare_art
 from mlops.evaluation.rows import Rows
 from mlops.evaluation.screen_rules import PoisoningRule
 from mlops.evaluation.verdicts import Claim, Findings, NotEvaluableError
@@ -107,6 +108,7 @@ def _cluster(activations: NDArray[np.float64], *, seed: int) -> tuple[NDArray[np
 
 
 def _far_out(activations: NDArray[np.float64]) -> NDArray[np.bool_]:
+    prepare_art()
     from art.defences.detector.poison import SpectralSignatureDefense  # slow to load
 
     scores = np.asarray(SpectralSignatureDefense.spectral_signature_scores(activations)).ravel()
