@@ -326,7 +326,7 @@ def verify_parameters(spec: SweepSpec, *, trainer_file: Path) -> TrainerText:
     if foreign:
         raise ProjectError(
             f"{trainer_file} is served itself (`export: torch`) and imports {foreign}, which its image does not have",
-            hint="keep to torch, numpy and the standard library at the top; what only training needs goes into train()",
+            hint="model() and what it uses keep to torch, numpy and the standard library; train() may import more",
         )
     return trainer
 

@@ -24,7 +24,7 @@ RESERVED = frozenset({"columns", "classes"})
 """Parameters that the machine adds to every trial: feature name to number of categories, and number of classes."""
 
 SERVED_IMPORTS = frozenset({"torch", "numpy"}) | sys.stdlib_module_names
-"""What a trainer may import at its top when it is served itself (`export: torch`): its image has nothing else."""
+"""What a trainer may import where it is served itself (`export: torch`): its image has nothing else."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TrainerText:
     optional: frozenset[str]
     """Parameters read as `params.get("name")`."""
     imports: frozenset[str]
-    """Distributions and modules imported at its top level, first part of the name."""
+    """What it imports when it is loaded, or in `model` and what that uses; the first part of each name."""
 
     @property
     def known(self) -> frozenset[str]:
@@ -73,7 +73,7 @@ def read_trainer(path: Path) -> TrainerText:
         raise ProjectError(f"{path}:{line}: not valid Python: {error}", hint="fix the line and try again") from error
     _require_functions(tree, path)
     declared = _declared_parameters(tree)
-    imports = frozenset(name for node in tree.body for name in _imported_names(node))
+    imports = frozenset(name for node in _served_part(tree) for name in _imported_names(node))
     if declared is not None:
         return TrainerText(path, digest_bytes(blob), required=declared, optional=frozenset(), imports=imports)
     required = {key for key in map(_subscript_key, ast.walk(tree)) if key is not None}
@@ -143,7 +143,20 @@ def _declared_parameters(tree: ast.Module) -> frozenset[str] | None:
     return None
 
 
-def _imported_names(node: ast.stmt) -> list[str]:
+def _served_part(tree: ast.Module) -> list[ast.AST]:
+    """The nodes outside functions and classes, and those of `model` and of what it names, directly or not."""
+    definitions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    found: list[ast.AST] = [node for node in tree.body if node not in definitions.values()]
+    wanted = ["model"]
+    while wanted:
+        definition = definitions.pop(wanted.pop(), None)
+        for node in ast.walk(definition) if definition is not None else ():
+            found.append(node)
+            wanted += [node.id] if isinstance(node, ast.Name) else []
+    return found
+
+
+def _imported_names(node: ast.AST) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name.partition(".")[0] for alias in node.names]
     if isinstance(node, ast.ImportFrom):

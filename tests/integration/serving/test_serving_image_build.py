@@ -15,10 +15,12 @@ import pytest
 from mlops.errors import ServingError
 from mlops.provenance.digest import digest_file
 from mlops.serving.content_store import ContentStore
+from mlops.serving.debian_packages import load_debian_lock
 from mlops.serving.image import build_image
 from mlops.serving.inventory import take_inventory
 from mlops.serving.oci_layout import ImageLayout
 from mlops.serving.oci_unpack import layer_members, open_layer, unpack_image
+from mlops.serving.python_wheels import load_wheel_lock
 from mlops.serving.testing import tiny_contract, write_tiny_candidate, write_torch_candidate
 
 _BUILD = """
@@ -185,12 +187,16 @@ def test_an_incomplete_candidate_is_named(bakery, tmp_path):
 
 
 def test_a_changed_package_in_the_store_is_refused(bakery, tmp_path):
-    store = tmp_path / "store"
-    shutil.copytree(bakery.request.downloads / "sha256", store / "sha256")
-    victim = sorted((store / "sha256").iterdir())[0]
+    source, store = ContentStore(bakery.request.downloads), ContentStore(tmp_path / "store")
+    (store.folder / "sha256").mkdir(parents=True)
+    wheels = load_wheel_lock()
+    for package in (*load_debian_lock().packages, *wheels):  # other images' wheels lie there too
+        if source.has(package.digest):
+            shutil.copy(source.path(package.digest), store.path(package.digest))
+    victim = store.path(wheels[0].digest)
     victim.write_bytes(victim.read_bytes() + b"!")
     with pytest.raises(ServingError, match="does not match its name"):
-        build_image(bakery.request_with(downloads=store, layout=tmp_path / "images", cache=tmp_path / "cache"))
+        build_image(bakery.request_with(downloads=store.folder, layout=tmp_path / "images", cache=tmp_path / "cache"))
     assert ImageLayout(tmp_path / "images").images() == ()
 
 

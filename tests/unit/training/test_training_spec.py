@@ -85,6 +85,12 @@ def test_what_a_served_trainer_imports_at_its_top_must_be_in_its_image(stage):
     verify_parameters(spec, trainer_file=stage.trainer)
     stage.trainer.write_text(f"{text}\ndef later():\n    import pandas\n")
     verify_parameters(spec, trainer_file=stage.trainer)
+    late = "def grown(row):\n    from pandas import concat\n    return concat(row)\n"
+    stage.trainer.write_text(
+        f"{late}{text.replace('def model(params):', 'def model(params):' + chr(10) + '    grown')}"
+    )
+    with pytest.raises(ProjectError, match="imports pandas, which its image does not have"):
+        verify_parameters(spec, trainer_file=stage.trainer)
     stage.trainer.write_text(f"import scipy.stats\nfrom sklearn.tree import plot_tree\n{text}")
     with pytest.raises(ProjectError, match="imports scipy, sklearn, which its image does not have"):
         verify_parameters(spec, trainer_file=stage.trainer)
