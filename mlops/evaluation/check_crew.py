@@ -18,7 +18,7 @@ from mlops.evaluation.verdicts import Findings, NotEvaluableError
 
 LOOK_SECONDS = 0.5
 """How often limits and leases are looked at while all checks are busy."""
-UNFINISHED_CODES = frozenset({"crashed", "time-out"})
+UNFINISHED_CODES = frozenset({"crashed", "time-out", "attack-crashed", "model-crashed", "module-crashed"})
 """Ends that say nothing about the model, so they are never kept: the next run tries again."""
 
 
