@@ -208,6 +208,12 @@ class Admission:
                 _update(transaction, group_id, status="ended", reason="cancelled")
                 self._decide(transaction)
 
+    def drop_lost(self) -> None:
+        """Groups whose lease expired leave their place, and those that nobody asks for leave the queue."""
+        with self._ledger.write() as transaction:
+            self._drop_lost(transaction)
+            self._drop_absent(transaction)
+
     def _decide(self, transaction: Transaction) -> None:
         self._drop_lost(transaction)
         self._drop_absent(transaction)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import getpass
 
+from mlops.budgets import lease_rows
+from mlops.budgets.admission import Admission
 from mlops.budgets.configuration import apply_budgets
 from mlops.budgets.lease_queue import LeaseQueue
 from mlops.budgets.leases import LeaseBook
@@ -31,6 +33,16 @@ def open_lease_queue(places: Places, ledger: Ledger, clock: Clock, ids: Ids) -> 
         ProjectError: as `open_lease_book`.
     """
     return LeaseQueue(ledger, open_lease_book(places, ledger, clock, ids))
+
+
+def settle_expired(ledger: Ledger, clock: Clock, ids: Ids) -> None:
+    """Leases that ran out while nobody wrote to the ledger are settled, so that who reads it sees what is true now."""
+    with ledger.read() as connection:
+        if not lease_rows.list_live(connection, expired_at_us=clock.now_us()):
+            return
+    leases = LeaseBook(ledger, clock, ids)
+    Admission(ledger, leases).drop_lost()
+    leases.close_expired()
 
 
 def find_person() -> str:

@@ -190,11 +190,12 @@ def _make_predictor(text: str) -> Predictor:
 
 
 def _open() -> Project:
-    from mlops.budgets.opening import open_lease_book
+    from mlops.budgets.opening import open_lease_book, settle_expired
     from mlops.project.opening import open_project
 
     project = open_project()
     open_lease_book(project.places, project.ledger, project.clock, project.ids)
+    settle_expired(project.ledger, project.clock, project.ids)
     return project
 
 

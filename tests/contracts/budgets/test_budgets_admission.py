@@ -6,7 +6,9 @@ import pytest
 
 from mlops.budgets.admission import Admission, GroupRequest, load_queue
 from mlops.budgets.configuration import apply_budgets
+from mlops.budgets.lease_rows import list_live
 from mlops.budgets.leases import LeaseBook
+from mlops.budgets.opening import settle_expired
 from mlops.budgets.replay import find_differences
 from mlops.budgets.state import Node, Settings
 from mlops.budgets.tree import BudgetNode, BudgetTree, Quota, RateCard, RateVersion
@@ -98,6 +100,18 @@ def test_a_group_whose_driver_vanished_waits_again_and_its_old_token_is_fenced(q
     status = admission.poll("g1")
     assert (status.status, status.attempt) == ("running", 2)
     assert admission.report_checkpoint("g1", fencing_token=old.fencing_token, remaining_seconds=1) is not None
+
+
+def test_who_reads_the_budgets_sees_no_lease_that_ran_out(queue):
+    admission, ledger, clock = queue
+    admission.submit(request("g1", "a", 4))
+    settle_expired(ledger, clock, CountingIds())
+    assert [each.status for each in load_queue_of(queue)] == ["running"], "it is still paid"
+    clock.advance(131)
+    settle_expired(ledger, clock, CountingIds())
+    assert load_queue_of(queue) == ()
+    with ledger.read() as connection:
+        assert list_live(connection) == ()
 
 
 def test_a_shape_that_can_never_fit_is_refused_and_a_cancelled_group_leaves_the_queue(queue):
