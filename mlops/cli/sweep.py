@@ -65,6 +65,7 @@ def resume(sweep_id: str, *, as_json: bool, dry_run: bool, accept_changes: bool)
     from mlops.project.opening import open_project
     from mlops.training import sweep_view
     from mlops.training.launch import load_launch_spec
+    from mlops.training.spec import verify_parameters
     from mlops.training.sweep import find_changes
     from mlops.training.sweep_view import load_sweep_row, view_sweep
 
@@ -72,13 +73,14 @@ def resume(sweep_id: str, *, as_json: bool, dry_run: bool, accept_changes: bool)
     row = load_sweep_row(project.ledger, sweep_id)
     sweep_view.require_search(row)
     spec = load_launch_spec(project.places, project.require_product(row.product), trials=int(row.spec["trials"]))
+    verify_parameters(spec, trainer_file=project.places.trainer_file(row.product))
     request = replace(_request(project, spec), resumed_id=row.sweep_id)
     changed = find_changes(request, row.inputs)
-    if changed and not accept_changes:
-        text = (
-            f"{', '.join(changed)} changed since {row.sweep_id} began; `mlops sweep launch {row.product}` starts anew, "
-            "--accept-changes goes on and keeps that its trials differ"
-        )
+    is_finished = row.state == "finished"
+    if changed and (is_finished or not accept_changes):
+        way_on = "it is finished" if is_finished else "--accept-changes goes on and keeps that its trials differ"
+        what = ", ".join(changed)
+        text = f"{what} changed since {row.sweep_id} began; `mlops sweep launch {row.product}` starts anew, {way_on}"
         refuse(Refusal((Reason("inputs-changed", text),)), what=f"{row.sweep_id} is not resumed")
     if dry_run:
         view = view_sweep(project.ledger, row.sweep_id, now_us=project.clock.now_us())

@@ -131,7 +131,8 @@ def _check_loss(trial: LocalTrial, spec: SweepSpec, heard: LocalChannel, source:
     if best < values[0] if is_minimised else best > values[0]:
         return []
     text = f"{metric} does not get better over {len(values)} epochs: {', '.join(f'{value:.4g}' for value in values)}"
-    return [Violation("learns", f"{text}; is optimizer.step() called on the parameters of the module in `state`?")]
+    hint = "is optimizer.step() called on the parameters of the module in `state`? If it learned all in its first epoch"
+    return [Violation("learns", f"{text}; {hint}, the middle of the space has too large steps or too small batches")]
 
 
 def _check_resume(

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from mlops.budgets.lease_rows import LeaseRow, list_of_sweep
 from mlops.clock import Clock
-from mlops.errors import ProjectError, Reason, Refusal, TrainingError
+from mlops.errors import EnvironmentFault, ProjectError, Reason, Refusal, TrainingError
 from mlops.ids import Ids
 from mlops.ledger.connection import Ledger
 from mlops.provenance.digest import digest_json, hex_of
@@ -234,7 +234,11 @@ def drive(spec: SweepSpec, task: DriverTask, book: SweepBook, ground: SweepGroun
     past = book.open(is_present=lambda trial: Path(trial.weights_file).is_file())
     leases = ground.leases
     left_over = settle_left_over(book, leases)
-    crew = ground.open_crew()
+    try:
+        crew = ground.open_crew()
+    except EnvironmentFault as error:  # no cluster, or one that is too small: it is not running, and may be resumed
+        book.close(state="stopped", reason=error.message, winner=None)
+        raise
     if isinstance(crew, Refusal):
         return crew
     try:

@@ -489,7 +489,8 @@ class SweepDriver:
         has_grown = ended.usage.growth_bytes > self._spec.recycle_mib << 20
         if has_grown or group.trials_done >= self._spec.recycle_trials:
             group.is_leaving = True
-            self._say(f"{ended.group} is replaced: {'its memory has grown' if has_grown else 'it has run long enough'}")
+            grown = f"its memory has grown by {ended.usage.growth_bytes >> 20} MiB since its start"
+            self._say(f"{ended.group} is replaced: {grown if has_grown else 'it has run long enough'}")
         self._lost_groups = 0
         states = {"complete": COMPLETE, "pruned": PRUNED, "failed": FAILED}
         final = states.get(ended.outcome)
@@ -548,6 +549,8 @@ class SweepDriver:
         trial.is_waiting = True
         if final is not None:
             self._close_trial(trial, state=final)
+        what = "goes on from its last checkpoint" if final is None else f"failed: {gone.reason}, once too often"
+        self._say(f"trial {number} {what}")
 
     def _count_loss(self, trial: OpenTrial, *, is_preemption: bool) -> str | None:
         """FAILED when the trial was lost more often than allowed; what was taken away is counted apart."""

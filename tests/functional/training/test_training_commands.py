@@ -135,16 +135,26 @@ def test_an_unknown_product_is_said_so(project):
     assert "unknown product 'nothing'" in str(result.exception)
 
 
+SPEC = (
+    "{version: 1, product: tiny, dataset: people, budget: research, objective: {metric: loss}, trials: 2, epochs: 3, "
+    "space: {x: {low: 0.1, high: 1.0}}}"
+)
+
+
+def test_a_sweep_whose_trainer_is_gone_is_not_resumed_and_said_so(project):
+    (project / "training").mkdir()
+    (project / "training" / "tiny.yaml").write_text(SPEC)
+    result = run("sweep", "resume", "sweep-bb")
+    assert "tiny.py cannot be read" in str(result.exception)
+
+
 @pytest.mark.parametrize(
     "words", [("sweep", "resume", "sweep-cc"), ("trainer", "run", "tiny", "--trial", "sweep-cc/0")]
 )
 def test_members_of_an_ensemble_are_not_gone_on_with_as_if_they_were_a_search(project, words):
     (project / "training").mkdir()
     (project / "training" / "tiny.py").write_text("def model(params): ...\ndef train(worker, params): params['x']\n")
-    (project / "training" / "tiny.yaml").write_text(
-        "{version: 1, product: tiny, dataset: people, budget: research, objective: {metric: loss}, trials: 2, "
-        "epochs: 3, space: {x: {low: 0.1, high: 1.0}}}"
-    )
+    (project / "training" / "tiny.yaml").write_text(SPEC)
     ledger = open_ledger(sqlite_url(Places(project).ledger_file), FakeClock(SystemClock().now_us()))
     insert_sweep(ledger, "sweep-cc", state="stopped", winner=None, members="sha256:2")
     ledger.close()

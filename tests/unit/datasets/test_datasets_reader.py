@@ -166,3 +166,20 @@ def test_a_cuda_device_copies_from_page_locked_memory(version, tmp_path):
     batch = next(iter(reader.batches("train", **run, pin=True)))
     assert batch.label.is_pinned()
     assert all(column.is_pinned() for column in batch.features.values())
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_what_a_trainer_writes_into_a_batch_is_not_in_the_next_epoch(version, tmp_path, shuffle):
+    def read_on(reader):
+        batches = reader.batches("train", batch_size=16, seed=1, epoch=0, rank=0, world_size=1, shuffle=shuffle)
+        for batch in batches:
+            yield [column.clone() for column in (*batch.features.values(), batch.label)]
+            for column in (*batch.features.values(), batch.label):
+                column.fill_(0)
+
+    reader = ShardReader(version, tmp_path / "cache")
+    first, second = list(read_on(reader)), list(read_on(reader))
+    assert all(
+        torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    )
+    assert any(column.any() for column in first[0])

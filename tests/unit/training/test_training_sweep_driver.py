@@ -8,10 +8,10 @@ import pytest
 
 from mlops.budgets.lease_types import LeaseRequest
 from mlops.clock import SECOND_US
-from mlops.errors import ProjectError, Reason, Refusal, TrainingError
+from mlops.errors import EnvironmentFault, ProjectError, Reason, Refusal, TrainingError
 from mlops.ledger.sql_events import load_events
 from mlops.training import sql_trials
-from mlops.training.sweep import find_changes, load_earlier
+from mlops.training.sweep import SweepGround, find_changes, load_earlier, run_sweep
 from mlops.training.sweep_view import accept_changes, load_sweep_row
 from mlops.training.warm_groups import WarmGroup, WarmShelf
 from mlops.units import Accelerators
@@ -27,6 +27,23 @@ def test_a_sweep_runs_all_trials_and_names_the_best(stage):
     assert outcome.winner.metrics["loss"] == min(trial.metrics["loss"] for trial in outcome.trials)
     assert outcome.winner.weights_file.is_file()
     assert outcome.winner.lease_ids
+
+
+def test_a_sweep_that_finds_no_cluster_is_stopped_with_the_reason_and_goes_on_later(stage):
+    def find_none():
+        raise EnvironmentFault("a worker group needs 25 CPUs, the Ray cluster has 2")
+
+    spec = stage.spec(trials=2)
+    ground = SweepGround(
+        ledger=stage.ledger, clock=stage.clock, ids=stage.ids, leases=stage.leases, mirror=stage.mirror,
+        open_crew=find_none, say=stage.lines.append,
+    )  # fmt: skip
+    with pytest.raises(EnvironmentFault):
+        run_sweep(stage.request(spec), ground)
+    row = load_sweep_row(stage.ledger, stage.request(spec).sweep_id)
+    assert (row.state, row.reason) == ("stopped", "a worker group needs 25 CPUs, the Ray cluster has 2")
+    assert [run.status for run in stage.mirror.runs.values()] == ["KILLED"]
+    assert [trial.state for trial in stage.run(spec, stage.crew()).trials] == ["COMPLETE"] * 2
 
 
 def test_two_trials_overlap_in_time(stage):
