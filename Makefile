@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PRODUCT ?= income
 PYTHON := .venv/bin/python
 QUICKLY := -m "not gpu and not slow"
-RELEASING := $(addprefix tests/integration/,deploy project release training)
+RELEASING := $(addprefix tests/integration/,deploy project provenance release training)
 export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: help release test test-releases test-rest test-long check format system setup lock soak-serving clean
