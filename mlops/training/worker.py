@@ -283,7 +283,8 @@ class Worker:
 
     def measure(self, model: torch.nn.Module, split: str, *, sensitive: str | None = None) -> dict[str, float]:
         """Metrics to report: loss, accuracy and, for a sensitive column, gaps between its groups (see measuring.py)."""
-        batches = self.batches(split, batch_size=MEASURE_BATCH_SIZE, shuffle=False)
+        size = MEASURE_BATCH_SIZE - MEASURE_BATCH_SIZE % self.world_size  # each worker has an equal part
+        batches = self.batches(split, batch_size=size, shuffle=False)
         return measure(model, batches, sensitive=sensitive, sum_over_workers=self.sum)
 
     @property

@@ -12,7 +12,7 @@ import torch
 from mlops.budgets.lease_types import Lease, LeaseRequest, LeaveOrder, Settlement
 from mlops.clock import SECOND_US, FakeClock
 from mlops.datasets.reader import Batch
-from mlops.errors import Reason, Refusal
+from mlops.errors import DatasetError, Reason, Refusal
 from mlops.ids import CountingIds
 from mlops.ledger.connection import open_ledger
 from mlops.registry.mirror import DatasetReference, MemoryMirror
@@ -119,6 +119,8 @@ class MemorySource:
         shuffle: bool = True,
         pin: bool = False,
     ) -> Iterator[Batch]:
+        if batch_size % world_size:
+            raise DatasetError(f"global batch size {batch_size} cannot be shared equally by {world_size} workers")
         order = torch.arange(len(self.label))
         if shuffle:
             order = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed % 2**31 + epoch))
