@@ -29,9 +29,9 @@ def make_parallel(model: torch.nn.Module, *, device: torch.device, world_size: i
     devices = [device.index or 0] if device.type == "cuda" else None
     takes_sparse = any(getattr(module, "sparse", False) for module in model.modules())  # those buffers are not flat
     if world_size < _MANY or takes_sparse:
-        return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+        return DistributedDataParallel(model, device_ids=devices, forward_sync_buffers=False)
     entrance = _Entrance(model)
-    parallel = DistributedDataParallel(entrance, device_ids=devices, broadcast_buffers=False)
+    parallel = DistributedDataParallel(entrance, device_ids=devices, forward_sync_buffers=False)
     entrance.is_rehearsal = True
     parallel().backward()
     entrance.is_rehearsal = False

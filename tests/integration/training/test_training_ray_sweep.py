@@ -122,7 +122,6 @@ def test_a_worker_in_another_environment_refuses_to_start_and_the_sweep_says_wha
     assert not ray_project.leases.live
 
 
-@pytest.mark.filterwarnings("ignore:.broadcast_buffers. is deprecated:FutureWarning")  # torch, in this process
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_trial_by_hand_gives_the_weights_and_metrics_of_the_sweep(ray_project, tmp_path, workers):
     spec = ray_project.spec(trials=2, seed=5, workers=workers)
