@@ -233,6 +233,7 @@ def _set_environment(places: Places) -> None:
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",  # despite its name: use the loopback address, and bind to it only
         RAY_USAGE_STATS_ENABLED="0",
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+        RAY_worker_niceness="0",  # Ray's 15 leaves paid workers a thirtieth of a core that something else keeps busy
         RAY_DISABLE_IMPORT_WARNING="1",
         ORT_DISABLE_TELEMETRY="1",
     )
