@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mlops.training.worker import AttemptResult
 
 JOIN_SECONDS = 60.0
+_THIS_PROCESS = psutil.Process()
 KEPT_TALKS = 3
 """An attempt that runs, one that follows it, and one that has just ended."""
 LEAVE_SECONDS = 0.5
@@ -87,7 +88,7 @@ class _Talk:
         self.last: tuple[int, dict[str, float]] | None = None
         self.steps, self.at = 0, (0, 0)
         """All of them; the epoch at hand, and its steps over training rows."""
-        self.is_asked = self.has_ended = False
+        self.is_asked = self.has_ended = self.has_passed = False
 
     def step(self, *, epoch: int, done: int) -> bool:
         """See `Channel`."""
@@ -130,6 +131,7 @@ class WorkerActor:
         self._source = setup.source.open()
         self._turn = threading.Condition()
         self._ended: AttemptKey | None = None
+        self._awaited: AttemptKey | None = None
         self._is_spoiled = False
         """An attempt failed here: what it left behind is unknown."""
         self._talks: dict[AttemptKey, _Talk] = {}
@@ -197,6 +199,7 @@ class WorkerActor:
         talk = self._talk(task.key)
         if after is not None:
             with self._turn:
+                self._awaited = after
                 self._turn.wait_for(lambda: self._ended == after)
         if self._is_spoiled:  # the driver gives the group up; the others may still wait in the failed attempt
             return AttemptResult("lost", Usage(0, 0), reason="the attempt before it failed on this worker")
@@ -209,6 +212,7 @@ class WorkerActor:
                 rank=self._rank,
                 world_size=self._world_size,
                 device=self._device,
+                on_trained=lambda: self._pass_turn(task.key, is_early=True),
             )
             is_sound = result.outcome not in ("failed", "lost")
         finally:
@@ -216,13 +220,21 @@ class WorkerActor:
             gc.collect()
             self._empty_device_cache()
             growth = max(0, _own_memory_bytes() - self._baseline_bytes)
-            self._is_spoiled = not is_sound
+            self._is_spoiled |= not is_sound
             with self._turn:
                 self._ended_steps += talk.steps
-                self._ended = task.key
-                self._turn.notify_all()
+            self._pass_turn(task.key)
         usage = replace(result.usage, growth_bytes=growth)
         return replace(result, usage=usage, last_report=talk.last)
+
+    def _pass_turn(self, key: AttemptKey, *, is_early: bool = False) -> None:
+        """The attempt that waits for this one begins; early only when it waits already, which short attempts do."""
+        with self._turn:
+            talk = self._talks[key]
+            if talk.has_passed or (is_early and self._awaited != key):
+                return
+            talk.has_passed, self._ended = True, key
+            self._turn.notify_all()
 
     def next_report(self, key: AttemptKey, answer: int | None) -> tuple[int, dict[str, float]] | None:
         """Give the answer to an attempt's last report; wait for its next one, or None at its end."""
@@ -268,7 +280,7 @@ class WorkerActor:
 
 def _own_memory_bytes() -> int:
     """Without pages that are shared, such as decoded shards."""
-    memory = psutil.Process().memory_info()
+    memory = _THIS_PROCESS.memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))
 
 

@@ -431,7 +431,7 @@ class SweepDriver:
                     if not isinstance(event, Gone):
                         self._take(event)
                 self._assign()  # trials that were asked ahead start first, the sampler thinks meanwhile
-                if any(group.is_free for group in self._groups.values()):
+                if not self._after or any(group.is_free for group in self._groups.values()):
                     self._propose()
                     self._assign()
         for loss in losses:

@@ -14,7 +14,7 @@ import math
 import random
 import resource
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -443,9 +443,26 @@ class _Autocast(torch.nn.Module):
 
 
 def run_attempt(
-    task: AttemptTask, *, source: BatchSource, channel: Channel, rank: int, world_size: int, device: str
+    task: AttemptTask,
+    *,
+    source: BatchSource,
+    channel: Channel,
+    rank: int,
+    world_size: int,
+    device: str,
+    on_trained: Callable[[], None] = lambda: None,
 ) -> AttemptResult:
-    """Run the trainer once; its exceptions become a `failed` result with one sentence."""
+    """Run the trainer once; its exceptions become a `failed` result with one sentence.
+
+    Args:
+        task: Which attempt.
+        source: What it reads.
+        channel: Carries its reports.
+        rank: Of this worker.
+        world_size: Workers of the group.
+        device: Where tensors live.
+        on_trained: Called when only the weights are still to be written: another attempt may begin meanwhile.
+    """
     started = time.monotonic_ns()
     worker = Worker(task, source=source, channel=channel, rank=rank, world_size=world_size, device=device)
     outcome, reason, weights_file, sha256 = "complete", "", "", ""
@@ -457,9 +474,10 @@ def run_attempt(
         weights = worker.final_weights()
         if rank == 0:
             require_unfenced(Path(task.trial_folder), attempt=task.attempt)
+            worker.audit()
+            on_trained()
             weights_file = str(Path(task.trial_folder) / "weights.safetensors")
             sha256 = save_weights(Path(weights_file), weights)
-            worker.audit()
     except _Stopped as stop:
         outcome = stop.outcome
     except TrainingError as error:
@@ -490,7 +508,9 @@ def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # trainers use the global generator
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():  # without, torch.manual_seed would keep a stack trace of each call for good
+        torch.cuda.manual_seed_all(seed)
 
 
 def pick_rows(batch: Batch, places: torch.Tensor) -> Batch:
