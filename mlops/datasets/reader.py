@@ -9,6 +9,7 @@ Leaves to others: the order (plan.py, sampling.py), verified and decoded shards 
 from __future__ import annotations
 
 import copy
+import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -31,6 +32,8 @@ from mlops.datasets.version import DatasetVersion, read_shard
 from mlops.errors import DatasetError
 
 Columns = dict[str, np.ndarray]
+CHEAP_SECONDS = 0.0002
+"""Batches that take less of a core to put together are made when they are asked for: waking a thread costs as much."""
 BATCHES_AHEAD = 2
 """Batches that are put together while the caller computes."""
 _ROWS = ""
@@ -120,15 +123,18 @@ class ShardReader:
         if schema.weight is not None:
             used[schema.weight.name] = schema.weight
         self._columns = tuple(used.values())
-        self._held: tuple[tuple[str, tuple[int, ...]], Columns] | None = None
+        self._held: dict[str, tuple[tuple[int, ...], Columns]] = {}
+        """Split to the shards of the window that was last used, and its rows."""
         self._taken: dict[str, tuple[tuple[Shard, ...], tuple[np.ndarray | None, ...]]] = {}
         self._wait_seconds = 0.0
+        self._seconds_each: dict[tuple[str, int, bool], float] = {}
+        """By split, batch size and pinning: what a batch took of a core, in the pass before."""
 
     def of_groups(self, groups: frozenset[int]) -> ShardReader:
         """A reader of the same version and cache in which only these isolation groups take part."""
         narrowed = copy.copy(self)
         narrowed._selection = replace(self._selection, groups=groups)
-        narrowed._taken, narrowed._held = {}, None
+        narrowed._taken, narrowed._held, narrowed._seconds_each = {}, {}, {}
         return narrowed
 
     def count_rows(self, split: str) -> int:
@@ -196,7 +202,11 @@ class ShardReader:
         )
         verify_layout(plan.rows, batch_size=batch_size, rank=rank, world_size=world_size)
         run = _Run(split, shards, taken, plan, batch_size, rank, world_size, order, self._pin if pin else _as_it_is)
-        return self._ahead(self._iterate(run, start_step))
+        like = (split, batch_size, pin)
+        batches = self._iterate(run, start_step)
+        if self._seconds_each.get(like, CHEAP_SECONDS) < CHEAP_SECONDS:
+            return self._as_asked(batches)
+        return self._ahead(batches, like)
 
     def _digest_of(self, shards: tuple[Shard, ...]) -> str:
         """What the order depends on: the version, or with chosen groups only their shards.
@@ -231,22 +241,41 @@ class ShardReader:
         table = read_shard(self.version, shard, columns=[SUBJECT_COLUMN])
         return select_rows(self._selection, table.column(SUBJECT_COLUMN).to_pylist())
 
-    def _ahead(self, batches: Generator[Batch]) -> Iterator[Batch]:
+    def _as_asked(self, batches: Generator[Batch]) -> Iterator[Batch]:
+        """The same batches; the time that making them takes is counted."""
+        while True:
+            started = time.perf_counter()
+            batch = next(batches, None)
+            self._wait_seconds += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def _ahead(self, batches: Generator[Batch], like: tuple[str, int, bool]) -> Iterator[Batch]:
         """The same batches, made by a thread; the time that the caller waits for one is counted."""
+        taken: list[float] = []
+
+        def make() -> Batch | None:
+            started = time.thread_time()
+            batch = next(batches, None)
+            taken.append(time.thread_time() - started)
+            return batch
+
         with ThreadPoolExecutor(1, thread_name_prefix="batches-ahead") as pool:
             try:
-                coming = deque(pool.submit(next, batches, None) for _ in range(BATCHES_AHEAD))
+                coming = deque(pool.submit(make) for _ in range(BATCHES_AHEAD))
                 while True:
                     started = time.perf_counter()
                     batch = coming.popleft().result()
                     self._wait_seconds += time.perf_counter() - started
                     if batch is None:
                         return
-                    coming.append(pool.submit(next, batches, None))
+                    coming.append(pool.submit(make))
                     yield batch
             finally:  # also when the caller stops early
                 pool.shutdown(cancel_futures=True)
                 batches.close()
+                self._seconds_each[like] = statistics.median(taken or [CHEAP_SECONDS])
 
     def _iterate(self, run: _Run, start_step: int) -> Generator[Batch]:
         step, bound = start_step, run.bound(start_step)
@@ -275,15 +304,18 @@ class ShardReader:
             ahead: Future[Columns] | None = None
             for number, window in enumerate(windows):
                 held = ahead.result() if ahead is not None else self._load(run, window, windows[number:])
-                self._held = ((run.split, window.shards), held)
+                if len(run.plan.windows) > 1:  # a large split is held alone
+                    self._held.clear()
+                self._held[run.split] = (window.shards, held)
                 following = windows[number + 1 :]
                 ahead = pool.submit(self._load, run, following[0], following) if following else None
                 yield window, held
 
     def _load(self, run: _Run, window: Window, upcoming: list[Window]) -> Columns:
         """All rows of a window; those held from the iteration before are used again."""
-        if self._held is not None and self._held[0] == (run.split, window.shards):
-            return self._held[1]
+        shards, rows_before = self._held.get(run.split, ((), {}))
+        if shards == window.shards:
+            return rows_before
         next_use = {run.shards[number].sha256: place for place, w in enumerate(upcoming) for number in w.shards}
         tables = [
             self._cache.open_shard(self.version, run.shards[number], next_use=next_use) for number in window.shards

@@ -132,7 +132,7 @@ class WorkerActor:
         self._turn = threading.Condition()
         self._ended: AttemptKey | None = None
         self._awaited: AttemptKey | None = None
-        self._is_spoiled = False
+        self._has_run = self._is_spoiled = False
         """An attempt failed here: what it left behind is unknown."""
         self._talks: dict[AttemptKey, _Talk] = {}
         self._ended_steps, self._baseline_bytes = 0, 0
@@ -218,6 +218,9 @@ class WorkerActor:
         finally:
             talk.end()
             gc.collect()
+            if not self._has_run:  # what the first attempt loaded stays too
+                gc.freeze()
+            self._has_run = True
             self._empty_device_cache()
             growth = max(0, _own_memory_bytes() - self._baseline_bytes)
             self._is_spoiled |= not is_sound

@@ -57,6 +57,19 @@ def test_the_order_does_not_depend_on_the_window_held_before(version, tmp_path):
     assert [batch.rows.tolist() for batch in again] == [batch.rows.tolist() for batch in fresh]
 
 
+@pytest.mark.parametrize("window_rows", [64, 4096])
+def test_later_passes_over_both_splits_give_what_the_first_gave(version, tmp_path, window_rows):
+    """Batches are made ahead in the first pass, and when they are asked for in later ones, from rows held since then."""
+    reader = ShardReader(version, tmp_path / "cache", window_rows=window_rows)
+    passes = [
+        [batch.rows.tolist() for batch in reader.batches(split, rank=0, world_size=1, **RUN)]
+        for split in ("train", "validation") * 3
+    ]
+    assert passes[0] == passes[2] == passes[4]
+    assert passes[1] == passes[3] == passes[5]
+    assert reader.take_wait_seconds() > 0
+
+
 def test_once_cached_a_shard_is_not_read_from_the_store(version, tmp_path, moved):
     first = read(version, tmp_path / "cache")
     second = read(moved(version, tmp_path / "nowhere"), tmp_path / "cache")
