@@ -59,7 +59,7 @@ def test_the_order_does_not_depend_on_the_window_held_before(version, tmp_path):
 
 @pytest.mark.parametrize("window_rows", [64, 4096])
 def test_later_passes_over_both_splits_give_what_the_first_gave(version, tmp_path, window_rows):
-    """Batches are made ahead in the first pass, and when they are asked for in later ones, from rows held since then."""
+    """Batches are made ahead in the first pass and as asked for in later ones, from rows that are held since then."""
     reader = ShardReader(version, tmp_path / "cache", window_rows=window_rows)
     passes = [
         [batch.rows.tolist() for batch in reader.batches(split, rank=0, world_size=1, **RUN)]
