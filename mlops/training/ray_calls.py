@@ -23,8 +23,8 @@ from mlops.training.watchdog import Watchdog
 
 START_SECONDS = 120.0
 """How long actors may take to be placed and to open their state."""
-DEATH_SECONDS = 5.0
-"""How long a killed actor is waited for."""
+DEATH_SECONDS = 30.0
+"""How long a killed actor is waited for: on a busy machine one that was just starting takes its time."""
 
 
 @dataclass(frozen=True)
