@@ -209,7 +209,7 @@ def measure_sleeping(bench: Bench, *, is_small: bool) -> list[Row]:
     floor = float(-(-trials // 16))
     common = {"groups": 16, "accelerators": "1xcpu", "idle": "120s", "lease_window": "300s"}
     with bench.ray(16):
-        bench.launch(bench.spec(IDLE_SPEC, trials=32, fixed={"seconds": 0.1}, **common))
+        bench.launch(bench.spec(IDLE_SPEC, trials=16, fixed={"seconds": 45.0}, **common))  # until all groups are up
         ours = bench.launch(bench.spec(IDLE_SPEC, trials=trials, fixed={"seconds": 1.0}, **common))
     print(ours)
     over = 100 * (ours["until_last_trial"] / floor - 1)
