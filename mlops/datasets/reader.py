@@ -8,6 +8,7 @@ Leaves to others: the order (plan.py, sampling.py), verified and decoded shards 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import statistics
 import time
@@ -243,13 +244,14 @@ class ShardReader:
 
     def _as_asked(self, batches: Generator[Batch]) -> Iterator[Batch]:
         """The same batches; the time that making them takes is counted."""
-        while True:
-            started = time.perf_counter()
-            batch = next(batches, None)
-            self._wait_seconds += time.perf_counter() - started
-            if batch is None:
-                return
-            yield batch
+        with contextlib.closing(batches):  # also when the caller stops early
+            while True:
+                started = time.perf_counter()
+                batch = next(batches, None)
+                self._wait_seconds += time.perf_counter() - started
+                if batch is None:
+                    return
+                yield batch
 
     def _ahead(self, batches: Generator[Batch], like: tuple[str, int, bool]) -> Iterator[Batch]:
         """The same batches, made by a thread; the time that the caller waits for one is counted."""

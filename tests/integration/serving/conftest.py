@@ -1,5 +1,6 @@
 """One tiny image, built once per session from the real locks."""
 
+import http.client
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -45,3 +46,18 @@ def bakery(tmp_path_factory) -> Bakery:
         cache=folder / "cache",
     )
     return Bakery(request=request, built=build_image(request), candidate=candidate)
+
+
+@pytest.fixture
+def ask_ready():
+    """Asks the port whether the server behind it is ready; gives the status."""
+
+    def ask(port: int) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request("GET", "/v2/health/ready")
+            return connection.getresponse().status
+        finally:
+            connection.close()
+
+    return ask

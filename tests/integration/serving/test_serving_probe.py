@@ -85,7 +85,7 @@ def test_an_image_that_does_not_start_fails_with_its_log(bakery, process_runtime
 
 
 @pytest.mark.system
-def test_the_unpacked_image_answers_a_real_looking_row_over_both_doors(bakery, tmp_path, unused_port):
+def test_the_unpacked_image_answers_a_real_looking_row_over_both_doors(bakery, tmp_path, unused_port, ask_ready):
     if shutil.which("bwrap") is None:
         pytest.skip("bwrap is missing")
     runtime = BubblewrapRuntime(tmp_path)
@@ -116,7 +116,7 @@ def test_the_unpacked_image_answers_a_real_looking_row_over_both_doors(bakery, t
             assert sum(prediction["probabilities"]) == pytest.approx(1, abs=1e-6)
             assert answer.headers["x-model-version"] == "1"
             assert answer.headers["x-model-digest"] == bakery.request.evidence["candidate"]
-            assert _ask_tcp(unused_port) == 200
+            assert ask_ready(unused_port) == 200
         finally:
             assert runtime.stop(instance, timeout_seconds=15) in (0, None)
         assert not runtime.is_running(instance)
@@ -134,17 +134,6 @@ def _wait_for(instance, body, tries=200):
         except ServingError:
             time.sleep(0.05)
     raise AssertionError("the server did not come up")
-
-
-def _ask_tcp(port):
-    import http.client
-
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status
-    finally:
-        connection.close()
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`mlops image run` as a person ends it: whatever ends the command ends the server, after it drained."""
 
-import http.client
 import os
 import signal
 import socket
@@ -19,7 +18,7 @@ def project(bakery, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_server_does_not_outlive_its_command(project, number):
+def test_a_server_does_not_outlive_its_command(project, number, ask_ready):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,7 +38,7 @@ def test_a_server_does_not_outlive_its_command(project, number):
     running = subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, text=True)
     try:
         assert f"serving on http://127.0.0.1:{port} (process)" in running.stdout.readline()
-        assert _ask(port) == 200
+        assert ask_ready(port) == 200
         running.send_signal(number)
         assert "draining" in running.stdout.read()
         assert running.wait(timeout=60) == 0
@@ -47,13 +46,4 @@ def test_a_server_does_not_outlive_its_command(project, number):
         running.kill()
         running.stdout.close()
     with pytest.raises(ConnectionRefusedError):
-        _ask(port)
-
-
-def _ask(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/v2/health/ready")
-        return connection.getresponse().status
-    finally:
-        connection.close()
+        ask_ready(port)
