@@ -1,8 +1,8 @@
 """The trainer contract, tried out on a few rows on the CPU before a budget is touched.
 
-Loss falls; a yield and a resume equal an uninterrupted run bit by bit; two runs with one seed agree; the export
-answers like torch; the sample order does not depend on the number of workers; weights do not depend on validation
-labels. Each violation names the line of the contract.
+The objective gets better by the optimizer's steps; a yield and a resume equal an uninterrupted run bit by bit; two runs
+with one seed agree; the export answers like torch; the sample order does not depend on the number of workers; weights
+do not depend on validation labels. Each violation names the line of the contract.
 Leaves to others: reading the trainer (trainer.py), remembering the result (the caller).
 """
 
@@ -23,10 +23,13 @@ from mlops.training.contract import Contract
 from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, run_local
 from mlops.training.spec import SweepSpec
 from mlops.training.trainer import Violation
+from mlops.training.undone_steps import undone_steps
 from mlops.training.worker import AttemptResult, seed_everything
 
 CHECK_EPOCHS = 3
 CHECK_ROWS = 1_024
+LEARNT_AT_ONCE = 0.02
+"""What gets no better after its first epoch was better there than untrained, by this share of the untrained value."""
 
 
 class FewRows:
@@ -112,7 +115,7 @@ def check_trainer(
         unsteady = _check_resume(trial, whole, heard, source=few, folder=Path(scratch))
         is_steady = not any(violation.line == "deterministic" for violation in unsteady)
         found = [
-            *_check_loss(trial, spec, heard, few),
+            *_check_learns(trial, spec, heard, source=few, folder=Path(scratch)),
             *unsteady,
             *(_check_unseen(trial, whole, source=few, folder=Path(scratch)) if is_steady else ()),
             *_check_order(few),
@@ -123,16 +126,34 @@ def check_trainer(
     return tuple(found)
 
 
-def _check_loss(trial: LocalTrial, spec: SweepSpec, heard: LocalChannel, source: FewRows) -> list[Violation]:
-    metric = spec.objectives[0].metric
+def _check_learns(
+    trial: LocalTrial, spec: SweepSpec, heard: LocalChannel, *, source: FewRows, folder: Path
+) -> list[Violation]:
+    """Steps must change what is reported, and for the better: from epoch to epoch, or far from the untrained model."""
+    metric, is_minimised = spec.objectives[0].metric, spec.objectives[0].direction == "minimize"
     values = [report[metric] for report in heard.reports]
-    is_minimised = spec.objectives[0].direction == "minimize"
-    best = min(values[1:]) if is_minimised else max(values[1:])
-    if best < values[0] if is_minimised else best > values[0]:
+    idle = LocalChannel()
+    with undone_steps() as undone:
+        run_local(replace(trial, folder=folder / "untrained"), source=source, channel=idle)
+    untrained = [report[metric] for report in idle.reports]
+    if undone.count and untrained == values:
+        text = f"{metric} is the same in each epoch when every step of the optimizer is undone: {_numbers(values)}"
+        hint = "is the optimizer over the parameters of the module in `state`, and its learning rate above 0?"
+        return [Violation("learns", f"{text}; {hint}")]
+    gain = 1 if is_minimised else -1  # times what a number falls by
+    if max(gain * (values[0] - later) for later in values[1:]) > 0:
         return []
-    text = f"{metric} does not get better over {len(values)} epochs: {', '.join(f'{value:.4g}' for value in values)}"
+    start = untrained[0] if undone.count and untrained else values[0]
+    if gain * (start - values[0]) > LEARNT_AT_ONCE * abs(start):
+        return []
+    text = f"{metric} does not get better over {len(values)} epochs: {_numbers(values)}"
+    text += f", and is {start:.4g} untrained" if undone.count else ""
     hint = "is optimizer.step() called on the parameters of the module in `state`? If it learned all in its first epoch"
     return [Violation("learns", f"{text}; {hint}, the middle of the space has too large steps or too small batches")]
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in values)
 
 
 def _check_resume(

@@ -20,6 +20,7 @@ CHECK_CODE = (
     "mlops.training.joined_module",
     "mlops.training.onnx_export",
     "mlops.training.torch_serving",
+    "mlops.training.undone_steps",
 )
 _CHOICES = ("space", "fixed", "objective", "constraints", "audit_pool", "isolation")
 """What of a spec the check depends on: more trials or another budget do not repeat it."""

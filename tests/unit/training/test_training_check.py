@@ -7,9 +7,19 @@ from mlops.training.check import check_trainer
 
 torch.set_num_threads(1)
 REPORT = 'worker.report(worker.measure(net.eval(), "validation", sensitive="region"))'
+STEPS = 'params["learning_rate"])'
+NET = 'torch.nn.Linear(3, params["classes"])'
 BROKEN = {
     "a sound trainer": ("", "", None, ""),
+    "all learned in the first epoch": (REPORT, f"optimizer.param_groups[0]['lr'] = 0.0\n        {REPORT}", None, ""),
     "an optimizer that never steps": ("            optimizer.step()\n", "", "learns", "does not get better"),
+    "steps that lead away": (STEPS, f"{STEPS[:-1]}, maximize=True)", "learns", "untrained"),
+    "a learning rate of 0": (STEPS, f"0 * {STEPS}", "learns", "is undone: 0."),
+    "running means that move alone": (
+        NET, f"torch.nn.Sequential(torch.nn.BatchNorm1d(3), {NET}); params['learning_rate'] = 0.0",
+        "learns", "its learning rate above 0",
+    ),
+    "a loss that is always the same": (REPORT, 'worker.report({"loss": 0.5})', "learns", "undone: 0.5, 0.5, 0.5"),
     "state that epochs() is not given": (
         '{"model": net, "optimizer": optimizer}', '{"model": net}', "resumes", "scheduler",
     ),
