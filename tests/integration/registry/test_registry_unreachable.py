@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from pathlib import Path
 
@@ -70,3 +72,19 @@ def test_every_trial_of_a_long_sweep_arrives(tmp_path: Path, test_scale: int):
         fill(mirror, trials=trials)
         assert mirror.flush(timeout_seconds=600)
     assert count_runs(uri) == {"FINISHED": trials + 1}
+
+
+def test_a_run_whose_parameters_were_not_taken_is_completed_and_not_created_twice(tmp_path: Path):
+    file = tmp_path / "mlflow.sqlite"
+    open_client(f"sqlite:///{file}", artifacts=None)
+    with contextlib.closing(sqlite3.connect(file)) as store:
+        store.execute("CREATE TRIGGER broken BEFORE INSERT ON params BEGIN DELETE FROM nowhere; END")
+        with RunMirror(f"sqlite:///{file}", tmp_path / "artifacts") as mirror:
+            sweep = mirror.start_sweep("sweep", key="s", tags={}, params={}, product="income")
+            trial = mirror.start_trial(sweep, key="s/0", name="trial 0", params={"lr": 0.1}, tags={})
+            assert mirror.flush(timeout_seconds=3) is False
+            store.execute("DROP TRIGGER broken")
+            assert mirror.flush(timeout_seconds=60)
+            found = mirror.find_mlflow_run(trial)
+    assert count_runs(f"sqlite:///{file}") == {"RUNNING": 2}
+    assert open_client(f"sqlite:///{file}", artifacts=None).get_run(str(found)).data.params == {"lr": "0.1"}
