@@ -53,3 +53,8 @@ def test_the_server_imports_nothing_of_the_machine() -> None:
         }
         outside = {name for name in absolute if not name.startswith("mlops.serving.server")}
         assert not {name.partition(".")[0] for name in outside} & heavy, path
+
+
+def test_the_lock_leaves_out_what_ray_would_load_slowly_in_each_process() -> None:
+    """`jsonschema`, which Ray loads, takes it when it is there: its import compiles a grammar, for a second."""
+    assert "rfc3987-syntax" not in (ROOT / "requirements.lock").read_text()
