@@ -6,12 +6,14 @@ Run by test_training_ray_clusters.py in a process of its own: Ray keeps the firs
 import os
 import runpy
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
 from mlops.training.attempt import GroupShape
+from mlops.training.sweep import SweepOutcome
 
 pytestmark = pytest.mark.timeout(900)
 RayProject = runpy.run_path(str(Path(__file__).with_name("conftest.py")), run_name="ray_conftest")["RayProject"]
@@ -57,29 +59,25 @@ def cluster(nodes, monkeypatch):
     return nodes
 
 
-def test_a_node_lost_in_the_middle_of_a_group_costs_a_preemption_and_no_result(project, cluster, tmp_path):
+def test_a_node_lost_in_the_middle_of_a_group_costs_a_preemption_and_no_result(undisturbed, project, cluster):
     made, nodes = cluster
-    spec = project.spec(trials=3, epochs=6, groups=1, workers=2, accelerators="2xcpu", seed=8, max_failures=1)
     lost = []
 
     def say(line):
-        if "trial 1 epoch 3/6" in line and not lost:
+        if "trial 1 epoch 2/3" in line and not lost:
             lost.append(nodes[1])
             made.remove_node(nodes[1], allow_graceful=False)
             made.add_node(num_cpus=2, num_gpus=1)
 
-    outcome = project.launch(spec, say=say)
+    outcome = project.launch(project.calm_spec(groups=1, accelerators="2xcpu", max_failures=1), say=say)
     assert lost
-    assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 3
+    assert results_of(outcome) == results_of(undisturbed.outcome)
     assert not project.leases.live
-
-    calm = RayProject(tmp_path / "calm")
-    calm.places = project.places
-    expected = calm.launch(spec)
-    found, wanted = ([(t.params, t.metrics, t.weights_sha256) for t in o.trials] for o in (outcome, expected))
-    assert found == wanted
-    calm.ledger.close()
     assert leaked_groups() == []
+
+
+def results_of(outcome):
+    return [(trial.state, trial.params, trial.metrics, trial.weights_sha256) for trial in outcome.trials]
 
 
 def leaked_groups():
@@ -135,12 +133,28 @@ class RayletStarter:
             self.cluster = None
 
 
-def test_a_sweep_on_a_cluster_of_its_own_ends_and_leaves_no_machine(project):
-    starter = RayletStarter()
+@dataclass(frozen=True)
+class Undisturbed:
+    """A sweep on a cluster of its own, which ended."""
+
+    project: RayProject
+    starter: RayletStarter
+    outcome: SweepOutcome
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    project, starter = RayProject(tmp_path_factory.mktemp("undisturbed")), RayletStarter()
     own = {"image": "train@sha256:" + "a" * 64, "node_accelerators": 1}
-    outcome = project.launch(project.spec(trials=2, seed=31, cluster="ephemeral", ephemeral=own), starter=starter)
-    assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 2
-    assert starter.log == ["start", "stop"]
+    spec = project.calm_spec(groups=1, accelerators="1xcpu", cluster="ephemeral", ephemeral=own)
+    yield Undisturbed(project, starter, project.launch(spec, starter=starter))
+    project.ledger.close()
+
+
+def test_a_sweep_on_a_cluster_of_its_own_ends_and_leaves_no_machine(undisturbed):
+    project = undisturbed.project
+    assert [trial.state for trial in undisturbed.outcome.trials] == ["COMPLETE"] * 4
+    assert undisturbed.starter.log == ["start", "stop"]
     assert not project.leases.live
     assert [str(request.accelerators) for request in project.leases.requests] == ["2xcpu"], "one lease for all machines"
     assert not list((project.places.state / "clusters").glob("*.json"))

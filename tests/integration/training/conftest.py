@@ -44,6 +44,10 @@ class RayProject:
         )
         return SweepSpec.model_validate({**base, "workers": 2, "accelerators": "0.5xcpu", "idle": "0s", **changes})
 
+    def calm_spec(self, **changes):
+        """Of the undisturbed sweep and of those that must come to its results; `lag` is that of two groups."""
+        return self.spec(**{"trials": 4, "epochs": 3, "seed": 11, "lag": 3, **changes})
+
     def request(self, spec):
         return make_request(self.places, spec, version=self.version, tags={}, spender="someone")
 
@@ -72,6 +76,12 @@ def ray_home(tmp_path_factory):
     yield project
     project.ledger.close()
     stop_local(project.places)
+
+
+@pytest.fixture(scope="session")
+def calm(ray_home):
+    """The outcome of an undisturbed sweep: four trials on two groups of two workers."""
+    return ray_home.launch(ray_home.calm_spec())
 
 
 @pytest.fixture

@@ -32,20 +32,12 @@ def results_of(outcome):
     return [(trial.params, trial.metrics, trial.weights_sha256) for trial in outcome.trials]
 
 
-def test_trials_of_two_workers_overlap_and_give_the_same_weights_warm_and_cold(ray_project, tmp_path):
-    spec = ray_project.spec(trials=5, seed=11)
-    warm = ray_project.launch(spec)
-    attempts = attempts_of(ray_project, warm)
-    assert len({attempt.worker_group for attempt in attempts}) == 2  # five trials, two groups: some were warm
+def test_trials_of_two_workers_overlap_on_warm_groups(ray_project, calm):
+    attempts = attempts_of(ray_project, calm)
+    assert [trial.state for trial in calm.trials] == ["COMPLETE"] * 4
+    assert len({attempt.worker_group for attempt in attempts}) == 2  # four trials, two groups: some were warm
     assert any(second.started_us < first.ended_us for first, second in pairwise(attempts))
     assert not ray_project.leases.live
-
-    other = type(ray_project)(tmp_path)  # a second ledger, one group that is new for each trial
-    other.places = ray_project.places
-    cold = other.launch(ray_project.spec(trials=5, seed=11, groups=1, lag=3), say=other.lines.append)
-    assert [trial.params for trial in cold.trials] == [trial.params for trial in warm.trials]
-    assert results_of(cold) == results_of(warm)
-    other.ledger.close()
 
 
 def test_a_trainer_that_fails_on_one_worker_only_fails_its_trial_and_not_the_sweep(ray_project):
@@ -57,27 +49,25 @@ def test_a_trainer_that_fails_on_one_worker_only_fails_its_trial_and_not_the_swe
             "    for _ in worker.epochs",
         )
     )
-    outcome = ray_project.launch(ray_project.spec(trials=3, first=[{"learning_rate": 0.02}]))
+    outcome = ray_project.launch(ray_project.spec(trials=3, groups=1, first=[{"learning_rate": 0.02}]))
     assert [trial.state for trial in outcome.trials] == ["FAILED", "COMPLETE", "COMPLETE"]
     assert "ValueError: only here" in outcome.trials[0].reason
 
 
-def test_a_killed_worker_is_replaced_and_its_trial_resumed_to_the_same_weights(ray_project, tmp_path):
-    spec = ray_project.spec(trials=2, epochs=6, groups=1, seed=3)
-    expected = ray_project.launch(spec)
+def test_a_killed_worker_is_replaced_and_its_trial_resumed_to_the_same_weights(ray_project, calm, tmp_path):
     other = type(ray_project)(tmp_path)
     other.places, killed = ray_project.places, []
 
     def say(line):
-        if "trial 0 epoch 3/6" in line and not killed:
+        if "trial 0 epoch 2/3" in line and not killed:
             workers = [process for process in psutil.process_iter(["name"]) if "WorkerActor" in process.info["name"]]
             mine = [worker for worker in workers if belongs_to(worker, ray_project)]
             killed.append(mine[0].pid)
             os.kill(mine[0].pid, signal.SIGKILL)
 
-    outcome = other.launch(spec, say=say)
+    outcome = other.launch(other.calm_spec(groups=1), say=say)
     assert killed
-    assert results_of(outcome) == results_of(expected)
+    assert results_of(outcome) == results_of(calm)
     first = [attempt for attempt in attempts_of(other, outcome) if attempt.number == 0]
     assert [attempt.outcome for attempt in first] == ["lost", "complete"]
     assert not other.leases.live
@@ -123,9 +113,9 @@ def test_a_worker_in_another_environment_refuses_to_start_and_the_sweep_says_wha
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_trial_by_hand_gives_the_weights_and_metrics_of_the_sweep(ray_project, tmp_path, workers):
-    spec = ray_project.spec(trials=2, seed=5, workers=workers)
-    trial = ray_project.launch(spec).trials[1]
+def test_a_trial_by_hand_gives_the_weights_and_metrics_of_the_sweep(ray_project, calm, tmp_path, workers):
+    spec = ray_project.calm_spec(workers=workers, groups=1)
+    trial = (calm if workers == 2 else ray_project.launch(spec)).trials[3]  # its group was warm
     channel = LocalChannel()
     by_hand = LocalTrial(
         spec=spec,
@@ -160,7 +150,7 @@ def test_more_workers_than_fit_are_given_up_at_the_deadline(ray_project):
         assert "no place" in gone.reason
 
 
-def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on(ray_project, tmp_path):
+def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on(ray_project, calm, tmp_path):
     """`kill -9` in the middle; then the same sweep in this process."""
     script = tmp_path / "drive.py"
     script.write_text(
@@ -174,7 +164,7 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on(ray_proje
             project.places = type(project.places)(Path(sys.argv[3]))
             def say(line):
                 print(line, flush=True)
-            project.launch(project.spec(trials=4, epochs=3, seed=21), say=say)
+            project.launch(project.calm_spec(groups=1), say=say)
             """
         )
     )
@@ -190,12 +180,11 @@ def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on(ray_proje
     driver.stdout.close()
     resumed = type(ray_project).__new__(type(ray_project))
     reopen(resumed, state, ray_project)
-    outcome = resumed.launch(resumed.spec(trials=4, epochs=3, seed=21))
+    outcome = resumed.launch(resumed.calm_spec(groups=1))
     again = {attempt.number for attempt in attempts_of(resumed, outcome) if attempt.attempt > 0}
     assert len(again) < 4
     assert [trial.state for trial in outcome.trials] == ["COMPLETE"] * 4
-    expected = ray_project.launch(ray_project.spec(trials=4, epochs=3, seed=21))
-    assert results_of(outcome) == results_of(expected)
+    assert results_of(outcome) == results_of(calm)
     resumed.ledger.close()
 
 
