@@ -1,7 +1,7 @@
 """The rivals of bench_sweeps.py, each in a process of its own: Ray Tune (default, reuse_actors) and plain training.
 
-`python sweep_peers.py WHAT FOLDER TRIALS CPUS SECONDS`; prints one line of JSON. Leaves to others: our side and the
-comparison (bench_sweeps.py).
+`python sweep_peers.py WHAT FOLDER TRIALS CPUS SECONDS`, or `… plain FOLDER TRIALS PASSES`; prints one line of JSON.
+Leaves to others: our side and the comparison (bench_sweeps.py).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def run_tune(folder: Path, *, trials: int, cpus: int, seconds: float, is_reused:
     return {"seconds": taken}
 
 
-def run_plain(folder: Path, *, trials: int) -> dict[str, float]:
+def run_plain(folder: Path, *, trials: int, passes: int) -> dict[str, float]:
     """`trials` trainings one after the other in this process, imports and data loading left out."""
     import torch
 
@@ -90,17 +90,18 @@ def run_plain(folder: Path, *, trials: int) -> dict[str, float]:
     sys.stdin.readline()
     started = time.perf_counter()
     each = [
-        train_plain(tensors, learning_rate=0.01, seed=seed, report=lambda metrics, epoch: None)
+        train_plain(tensors, learning_rate=0.01, seed=seed, report=lambda metrics, epoch: None, passes=passes)
         for seed in range(trials)
     ]
     return {"seconds": time.perf_counter() - started, "shortest": min(each)}
 
 
 def main() -> None:
-    what, folder, trials, cpus, seconds = sys.argv[1:]
+    what, folder, trials, *rest = sys.argv[1:]
     if what == "plain":
-        found = run_plain(Path(folder), trials=int(trials))
+        found = run_plain(Path(folder), trials=int(trials), passes=int(rest[0]))
     else:
+        cpus, seconds = rest
         found = run_tune(
             Path(folder), trials=int(trials), cpus=int(cpus), seconds=float(seconds), is_reused=what == "reuse"
         )

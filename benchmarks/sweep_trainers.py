@@ -101,7 +101,9 @@ def load_tensors(file: Path) -> dict[str, torch.Tensor]:
     return torch.load(file, weights_only=True)
 
 
-def train_plain(tensors: dict[str, torch.Tensor], *, learning_rate: float, seed: int, report) -> float:
+def train_plain(
+    tensors: dict[str, torch.Tensor], *, learning_rate: float, seed: int, report, passes: int = PASSES
+) -> float:
     """The training of DIGITS as plain torch from tensors in memory; gives its seconds."""
     started = time.perf_counter()
     torch.manual_seed(seed)
@@ -112,7 +114,7 @@ def train_plain(tensors: dict[str, torch.Tensor], *, learning_rate: float, seed:
     image, label = tensors["train_image"], tensors["train_label"]
     for epoch in range(EPOCHS):
         net.train()
-        for _ in range(PASSES):
+        for _ in range(passes):
             order = torch.randperm(len(label))
             for start in range(0, len(label), BATCH):
                 rows = order[start : start + BATCH]

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 BATCH_SECONDS = 1.0
 """What is said meanwhile is sent together: a short trial that begins and ends in it costs half of one sent in parts."""
+TAG_LETTERS = 8_000
 BATCH_ITEMS = 1_000
 """MLflow's limit for one `log_batch`, all kinds together."""
 RETRY_SECONDS = (1.0, 2.0, 5.0, 10.0, 30.0)
@@ -291,7 +292,7 @@ class _Sender:
         kinds: dict[str, tuple[int, list[Any]]] = {
             "params": (100, [Param(name, value[:6_000]) for name, value in params.items()]),
             "metrics": (1_000, [Metric(name, value, at // 1_000, step) for name, value, step, at in change.metrics]),
-            "tags": (100, [RunTag(name, value[:8_000]) for name, value in change.tags.items()]),
+            "tags": (100, [RunTag(name, value[:TAG_LETTERS]) for name, value in change.tags.items()]),
         }
         count = sum(len(items) for _, items in kinds.values())
         if 0 < count <= BATCH_ITEMS and all(len(items) <= limit for limit, items in kinds.values()):
@@ -345,15 +346,17 @@ class _Sender:
             is_new = run is None
             if run is None or not run.inputs.dataset_inputs:
                 self._bare.add(change.run)
-            self.run_ids[change.run] = run.info.run_id if run else self._create(change.start, experiment, parent)
+            self.run_ids[change.run] = run.info.run_id if run else self._create(change, experiment, parent)
         run_id = self.run_ids[change.run]
         if not is_new:
             self._client.update_run(run_id, status="RUNNING")  # it may have ended before
         return run_id, change.start if change.run in self._bare else None
 
-    def _create(self, start: Operation, experiment: str, parent: str | None) -> str:
+    def _create(self, change: RunChange, experiment: str, parent: str | None) -> str:
+        """A new run, with the tags that were set since its start: they need no call of their own."""
         assert self._client is not None
-        body = start.body
+        assert change.start is not None
+        start, body = change.start, change.start.body
         tags = {
             "mlops.key": body["key"],
             "mlops.handle": start.run,
@@ -364,8 +367,10 @@ class _Sender:
             **({"mlflow.source.git.commit": body["tags"]["mlops.commit"]} if "mlops.commit" in body["tags"] else {}),
             **_dataset_tags(body["dataset"]),
             **body["tags"],
+            **{name: value[:TAG_LETTERS] for name, value in change.tags.items()},
         }
         run = self._client.create_run(experiment, start_time=start.at_us // 1_000, tags=tags, run_name=body["name"])
+        change.tags.clear()
         if parent is None:
             self._new_parents.add(start.run)
         return run.info.run_id

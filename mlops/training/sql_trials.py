@@ -6,6 +6,7 @@ Plain reads and writes inside a transaction that the caller opened. Leaves to ot
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -188,15 +189,27 @@ class GroupLeaseRow:
 
 def insert(connection: sa.Connection, table: sa.Table, **values: Any) -> None:
     """Insert one row; dicts become JSON."""
-    connection.execute(table.insert().values(**_encode(values)))
+    connection.execute(table.insert(), _encode(values))
 
 
 def update(connection: sa.Connection, table: sa.Table, *, where: Mapping[str, Any], **values: Any) -> int:
     """Change the rows whose columns equal `where`; gives how many."""
-    query = table.update().values(**_encode(values))
-    for column, value in where.items():
-        query = query.where(table.c[column] == value)
-    return connection.execute(query).rowcount
+    missing = tuple(name for name, value in where.items() if value is None)
+    present = {f"its_{name}": value for name, value in where.items() if value is not None}
+    query = _make_update(table, tuple(values), tuple(present), missing)
+    return connection.execute(query, {**_encode(values), **present}).rowcount
+
+
+@functools.cache  # a sweep changes rows in a few ways, and often; building such a query costs more than running it
+def _make_update(
+    table: sa.Table, changed: tuple[str, ...], present: tuple[str, ...], missing: tuple[str, ...]
+) -> sa.Update:
+    query = table.update().values({name: sa.bindparam(name) for name in changed})
+    for name in present:
+        query = query.where(table.c[name.removeprefix("its_")] == sa.bindparam(name))
+    for name in missing:
+        query = query.where(table.c[name].is_(None))
+    return query
 
 
 def find_sweep(connection: sa.Connection, sweep_id: str) -> SweepRow | None:
@@ -207,6 +220,15 @@ def find_sweep(connection: sa.Connection, sweep_id: str) -> SweepRow | None:
     if exact or len(rows) == 1:
         return _sweep((exact or rows)[0])
     return None
+
+
+def find_driver(connection: sa.Connection, sweep_id: str) -> tuple[str, str] | None:
+    """Who drives a sweep, and what others wish of it (`stop`, or nothing)."""
+    row = connection.execute(_FIND_DRIVER, {"sweep_id": sweep_id}).one_or_none()
+    return None if row is None else (row.driver, row.wish)
+
+
+_FIND_DRIVER = sa.select(sweeps.c.driver, sweeps.c.wish).where(sweeps.c.sweep_id == sa.bindparam("sweep_id"))
 
 
 def list_sweeps(connection: sa.Connection, *, product: str | None = None) -> list[SweepRow]:

@@ -313,8 +313,8 @@ class SweepBook:
                 where = {"sweep_id": self.sweep_id, "number": it.trial, "ended_us": None}
                 at = {"at_epoch": it.epoch, "at_step": it.steps}
                 sql_trials.update(transaction.connection, sql_trials.attempts, where=where, **at)
-            row = sql_trials.find_sweep(transaction.connection, self.sweep_id)
-            return row.wish if row else ""
+            found = sql_trials.find_driver(transaction.connection, self.sweep_id)
+            return found[1] if found else ""
 
     def close(self, *, state: str, reason: str, winner: int | None) -> None:
         """The sweep ended: `finished`, `stopped` or `failed`."""
@@ -395,10 +395,10 @@ class SweepBook:
         sql_trials.update(transaction.connection, sql_trials.sweeps, where=where, seen_us=transaction.now_us, **values)
 
     def _require_mine(self, transaction: Transaction) -> None:
-        row = sql_trials.find_sweep(transaction.connection, self.sweep_id)
-        if row is None or row.driver != self.driver:
+        found = sql_trials.find_driver(transaction.connection, self.sweep_id)
+        if found is None or found[0] != self.driver:
             raise TrainingError(
-                f"sweep {self.sweep_id} was taken over by {row.driver if row else 'nobody'}: this driver stops"
+                f"sweep {self.sweep_id} was taken over by {found[0] if found else 'nobody'}: this driver stops"
             )
 
     def _is_current(self, transaction: Transaction, *, number: int, attempt: int) -> bool:
