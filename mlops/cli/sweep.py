@@ -323,4 +323,6 @@ def _show_outcome(project: Project, outcome: SweepOutcome, *, as_json: bool) -> 
 
 
 def _winner(view: SweepView) -> str:
+    if view.trains_members:
+        return "none, members"
     return "" if view.winner is None else f"trial {view.winner}"

@@ -159,7 +159,9 @@ def _head(view: SweepView) -> list[str]:
         _money(view),
         *([f"every trial has {_render_params(view.fixed)}"] if view.fixed else []),
     ]
-    if view.winner is not None:
+    if view.trains_members:
+        lines.append("trials are members of an ensemble by isolation, all joined into one model: none is a winner")
+    elif view.winner is not None:
         complete = sum(trial.state == "COMPLETE" for trial in view.trials)
         among = f"{complete} complete of {len(view.trials)} trials"
         lines.append(f"winner: trial {view.winner}, chosen on validation among {among}")

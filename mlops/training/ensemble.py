@@ -37,7 +37,6 @@ from mlops.training.sweep import (
 from mlops.training.sweep_book import SweepBook
 from mlops.training.sweep_driver import STOPPED_BY_REQUEST
 from mlops.training.sweep_state import MemberTask
-from mlops.training.winner import choose_winner
 
 WEIGHTS = "weights.safetensors"
 
@@ -139,7 +138,7 @@ def _train_missing(
     tasks = {member.number: _task_of(member, sweep.checkpoints) for member in missing}
     task = make_task(sweep, book, trainer_digest=sweep.inputs.get("trainer", ""), members=tasks)
     ended = drive(sweep.spec, task, book, ground)
-    return _conclude_members(book, sweep.spec, ended=ended) or load_trials(ground.ledger, book.sweep_id)
+    return _conclude_members(book, ended=ended) or load_trials(ground.ledger, book.sweep_id)
 
 
 def plan_retrain(request: EnsembleRequest) -> dict[int, int]:
@@ -214,7 +213,7 @@ def _weights_of(member: Member, checkpoints: Path) -> Path:
     return last.folder(checkpoints) / WEIGHTS
 
 
-def _conclude_members(book: SweepBook, spec: SweepSpec, *, ended: Refusal | str) -> Refusal | None:
+def _conclude_members(book: SweepBook, *, ended: Refusal | str) -> Refusal | None:
     trials = load_trials(book.ledger, book.sweep_id)
     failed = [trial for trial in trials if trial.state != COMPLETE]
     if isinstance(ended, Refusal):
@@ -230,9 +229,7 @@ def _conclude_members(book: SweepBook, spec: SweepSpec, *, ended: Refusal | str)
             items=tuple(f"member {trial.params[MEMBER]}: {trial.reason}" for trial in failed),
             hint="an ensemble needs all its members; the same parameters trained on all rows, so look at small slices",
         )
-    with book.ledger.read() as connection:
-        best = choose_winner(spec, sql_trials.list_trials(connection, book.sweep_id))
-    book.close(state="finished", reason="", winner=None if isinstance(best, Refusal) else best.number)
+    book.close(state="finished", reason="", winner=None)  # all of them are joined
     book.keep_run_ids()
     return None
 

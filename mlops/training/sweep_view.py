@@ -74,6 +74,8 @@ class SweepView:
     """`running`, `interrupted` (its driver died), `finished`, `stopped` or `failed`."""
     reason: str
     winner: int | None
+    trains_members: bool
+    """Its trials are members of an ensemble, which are joined: none of them wins."""
     seconds: float
     total: int
     """Trials it will have."""
@@ -140,7 +142,8 @@ def view_sweep(ledger: Ledger, sweep_id: str, *, now_us: int) -> SweepView:
         product=row.product,
         state=state,
         reason=row.reason,
-        winner=row.winner,
+        winner=None if MEMBERS in row.inputs else row.winner,
+        trains_members=MEMBERS in row.inputs,
         seconds=((row.finished_us or now_us) - row.started_us) / SECOND_US,
         total=int(row.spec["trials"]),
         epochs=int(row.spec["epochs"]),
@@ -254,7 +257,7 @@ def _line(
         params=trial.params,
         metrics=trial.metrics,
         reason=trial.reason,
-        is_winner=sweep.winner == trial.number,
+        is_winner=sweep.winner == trial.number and MEMBERS not in sweep.inputs,
         cost_micro_usd=sum(costs),
         group=own[-1].worker_group if own else "",
         lease_ids=tuple(dict.fromkeys(attempt.lease_id for attempt in own)),

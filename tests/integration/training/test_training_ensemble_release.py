@@ -24,6 +24,7 @@ from mlops.training.ensemble import EnsembleRequest, find_trained
 from mlops.training.launch import make_request
 from mlops.training.ray_cluster import stop_local
 from mlops.training.spec import load_sweep_spec
+from mlops.training.sweep_view import load_sweep_row
 
 pytestmark = pytest.mark.timeout(600)
 GROUP = 4
@@ -99,6 +100,7 @@ def test_a_released_ensemble_forgets_a_person_by_training_one_member_from_its_la
     request = make_request(places, planned, version=version, tags={}, spender="")
     sweep_id, trained = find_trained(EnsembleRequest(request, version, facts["params"]), project.ledger)
     assert (sweep_id, len(trained)) == (again.done("sweep").facts["sweep_id"], 1), "after a kill nothing is repeated"
+    assert load_sweep_row(project.ledger, sweep_id).winner is None, "members are joined, none of them wins"
 
     receipts = purge(project, find_affected(project, "churn", frozenset({with_hash(person)})), say=print, runtimes=())
     assert any(it.store == "checkpoints" and it.what.startswith("slices") for it in receipts)

@@ -29,7 +29,7 @@ def view(*trials, state="running", total=9, **changes):
         "sweep_id": "sweep-1", "product": "tiny", "state": state, "reason": "", "winner": None, "seconds": 12.0,
         "total": total, "epochs": 3, "objective": "loss", "is_minimized": True, "time_use": TimeUse(1, 1, 0),
         "cost_micro_usd": 2_500_000, "budget": "research", "left_micro_usd": 7_000_000, "ends_us": 1_000_000,
-        "mlflow_run_id": "", "fixed": {},
+        "mlflow_run_id": "", "fixed": {}, "trains_members": False,
     }  # fmt: skip
     return SweepView(trials=trials, **{**fields, **changes})
 
@@ -51,6 +51,19 @@ def test_state_epoch_metrics_cost_budget_and_end_are_shown():
         "ends about",
     ):
         assert shown in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "shown"),
+    [
+        ({"winner": 1}, "winner: trial 1, chosen on validation among 2 complete of 2 trials"),
+        ({"trains_members": True}, "members of an ensemble by isolation, all joined into one model: none is a winner"),
+    ],
+)
+def test_it_says_what_comes_of_the_trials(changes, shown):
+    text = render_sweep(view(trial(0, "COMPLETE"), trial(1, "COMPLETE"), state="finished", **changes))
+    assert shown in text
+    assert text.count("winner") == 1
 
 
 @pytest.mark.parametrize(("is_minimized", "best"), [(True, 1), (False, 2)])

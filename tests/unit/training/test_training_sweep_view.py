@@ -12,6 +12,8 @@ from mlops.budgets.sql_budgets import accounts
 from mlops.budgets.state import Node
 from mlops.budgets.tree import BudgetNode, BudgetTree, RateCard, RateVersion
 from mlops.clock import SECOND_US
+from mlops.training import sql_trials
+from mlops.training.sweep import MEMBERS
 from mlops.training.sweep_view import view_sweep
 
 USD_PER_CPU_SECOND = 1_000
@@ -109,3 +111,14 @@ def test_a_running_trial_shows_its_step_of_the_epoch_at_hand(stage, queue):
 def test_time_inside_trials_counts_while_they_run_and_never_exceeds_what_is_paid(views):
     assert max(view.time_use.busy for view in views if view.done == 0) > 0
     assert all(view.time_use.busy <= view.time_use.paid for view in views)
+
+
+def test_no_member_of_an_ensemble_is_a_winner_whatever_was_recorded(stage):
+    outcome = stage.run(stage.spec(trials=2), stage.crew())
+    with stage.ledger.write() as transaction:
+        where, inputs = {"sweep_id": outcome.sweep_id}, {MEMBERS: "sha256:0"}
+        sql_trials.update(transaction.connection, sql_trials.sweeps, where=where, inputs=inputs)
+        transaction.append("test", outcome.sweep_id, {})
+    view = view_sweep(stage.ledger, outcome.sweep_id, now_us=stage.clock.now_us())
+    assert view.trains_members
+    assert (view.winner, [trial.is_winner for trial in view.trials]) == (None, [False, False])
