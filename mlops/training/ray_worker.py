@@ -256,7 +256,8 @@ class WorkerActor:
         self._confine_thread()
         with self._turn:
             live = [(key, talk) for key, talk in self._talks.items() if talk.steps and not talk.has_ended]
-            trial, at = (live[0][0][1], live[0][1].at) if live else (-1, (0, 0))
+            at_work = [it for it in live if not it[1].has_passed] or live  # else its weights are being written
+            trial, at = (at_work[0][0][1], at_work[0][1].at) if at_work else (-1, (0, 0))
             return self._ended_steps + sum(talk.steps for _, talk in live), trial, *at
 
     def _talk(self, key: AttemptKey) -> _Talk:

@@ -15,6 +15,7 @@ import pytest
 
 from mlops.errors import Refusal
 from mlops.training import sql_trials
+from mlops.training.attempt import AttemptTask, Ended, Gone, GroupShape, Progressed, Ready
 from mlops.training.local_attempt import LocalChannel, LocalTrial
 from mlops.training.local_group import run_local_group
 from mlops.training.ray_cluster import connected, find_local
@@ -82,8 +83,6 @@ def belongs_to(process, project):
 def test_a_worker_whose_lease_ends_stops_by_itself(ray_project):
     spec = ray_project.spec(groups=1)
     with ray_project.crew(spec) as crew:
-        from mlops.training.attempt import Gone, GroupShape, Ready
-
         now_us = time.monotonic_ns() // 1_000
         shape = GroupShape(1, "cpu", 0.5)
         crew.start_group("g", shape=shape, until_us=now_us + 60_000_000, start_deadline_seconds=60)
@@ -93,7 +92,6 @@ def test_a_worker_whose_lease_ends_stops_by_itself(ray_project):
         crew.extend("g", until_us=time.monotonic_ns() // 1_000 + 500_000)
         psutil.Process(pid).wait(timeout=10)
         crew.stop_group("g")
-        assert Gone
 
 
 def test_a_worker_in_another_environment_refuses_to_start_and_the_sweep_says_what_differs(ray_project):
@@ -140,9 +138,92 @@ def wait_for(crew, kind):
     return []
 
 
-def test_more_workers_than_fit_are_given_up_at_the_deadline(ray_project):
-    from mlops.training.attempt import Gone, GroupShape
+HELD = """
+import time
+from pathlib import Path
 
+
+class HeldWeights(dict):
+    def items(self):
+        hold(self.gate)
+        return super().items()
+
+
+def hold(gate):
+    while not Path(gate).exists():
+        time.sleep(0.01)
+
+
+def hold_weights(net, gate):
+    def state_dict():
+        found = HeldWeights(type(net).state_dict(net))
+        found.gate = gate
+        return found
+
+    net.state_dict = state_dict
+
+"""
+
+
+def test_the_progress_shown_is_that_of_the_attempt_that_trains_not_of_those_behind_and_before_it(ray_project, tmp_path):
+    """Trial 1 stops at its fourth step and again when its weights are written; trial 2, sent ahead, at its fifth."""
+    trainer = ray_project.places.trainer_file("tiny")
+    loop = '        for batch in worker.batches("train", batch_size=16):\n'
+    held = """        hold_weights(net, params["gate"] + "-written")
+        for number, batch in enumerate(worker.batches("train", batch_size=16)):
+            if number == params["steps"]:
+                hold(params["gate"])
+"""
+    text = trainer.read_text()
+    assert loop in text
+    trainer.write_text(text.replace("\nclass Net", f"{HELD}\nclass Net").replace(loop, held))
+    gates = [tmp_path / name for name in ("0", "0-written", "1", "2", "1-written", "2-written")]
+    for gate in gates[:2]:  # trial 0 only warms the worker up: who comes first is then in order
+        gate.touch()
+    spec = ray_project.spec(epochs=1, workers=1, groups=1)
+    with ray_project.crew(spec) as crew:
+        until_us = time.monotonic_ns() // 1_000 + 300_000_000
+        crew.start_group("g", shape=GroupShape(1, "cpu", 0.5), until_us=until_us, start_deadline_seconds=60)
+        assert wait_for(crew, Ready)
+        crew.begin("g", held_task(ray_project, spec, 0, tmp_path))
+        assert wait_for(crew, Ended)
+        for number in (1, 2):
+            crew.begin("g", held_task(ray_project, spec, number, tmp_path))
+        seen = watch(crew, (1, 0, 3))
+        assert seen[-1:] == [(1, 0, 3)]
+        assert {trial for trial, _, _ in seen} == {1}
+        gates[2].touch()
+        assert watch(crew, (2, 0, 4))[-1:] == [(2, 0, 4)], "trial 1 has trained, and only writes its weights"
+        for gate in gates[3:]:
+            gate.touch()
+        ended = wait_for(crew, Ended)
+        ended += wait_for(crew, Ended) if len(ended) == 1 else []
+        assert [(event.trial, event.outcome) for event in ended] == [(1, "complete"), (2, "complete")]
+        crew.stop_group("g")
+
+
+def held_task(project, spec, number, folder):
+    gate = str(folder / str(number))
+    params = {"learning_rate": 0.01, "gate": gate, "steps": 2 + number, **project.request(spec).reserved}
+    return AttemptTask(
+        sweep_id="held", trial=number, attempt=0, params=params, seed=1, epochs=1, checkpoint_epochs=1,
+        trainer_file=str(project.places.trainer_file("tiny")), trainer_digest="", required_metrics=("loss",),
+        trial_folder=str(folder / f"trial-{number}"),
+    )  # fmt: skip
+
+
+def watch(crew, expected):
+    """(trial, epoch, steps) of what progressed until then."""
+    seen = []
+    for _ in range(40):
+        found = [event for event in crew.next_events(timeout_seconds=1.0) if isinstance(event, Progressed)]
+        seen += [(event.trial, event.epoch, event.steps) for event in found]
+        if expected in seen:
+            break
+    return seen
+
+
+def test_more_workers_than_fit_are_given_up_at_the_deadline(ray_project):
     with ray_project.crew(ray_project.spec()) as crew:
         until_us = time.monotonic_ns() // 1_000 + 60_000_000
         crew.start_group("g", shape=GroupShape(9, "cpu", 1.0), until_us=until_us, start_deadline_seconds=1.0)
