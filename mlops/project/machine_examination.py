@@ -22,7 +22,7 @@ from mlops.errors import MlopsError
 from mlops.places import Places
 from mlops.project.diagnosis import Diagnosis
 from mlops.project.processes import find_held_locks, find_ray_leftovers
-from mlops.provenance.confinement import NONE, available_method
+from mlops.provenance.confinement import LANDLOCK, NONE, available_method
 from mlops.training.source_check import judge_lock
 from mlops.training.source_licences import read_lock
 
@@ -146,7 +146,8 @@ def _examine_confinement() -> Diagnosis:
     if method == NONE:
         text = "neither Landlock nor bubblewrap: training code could read the signing keys"
         return Diagnosis("confinement", "note", text, hint="sudo apt-get install --yes bubblewrap")
-    return Diagnosis("confinement", "fine", f"training code is kept from the keys by {method}")
+    kept = "from the keys, and from writing to what is not its own" if method == LANDLOCK else "from the keys alone"
+    return Diagnosis("confinement", "fine", f"training code is kept {kept}, by {method}")
 
 
 def _examine_lock(places: Places) -> Iterator[Diagnosis]:

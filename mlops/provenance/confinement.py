@@ -1,4 +1,5 @@
-"""Confinement: a process gives up a folder for good (the keys) before it loads user code, and keeps everything else.
+"""Confinement: a process gives up a folder for good (the keys) before it loads user code, and keeps everything else; a
+thread gives up writing outside a few folders before it runs user code.
 
 Workers run as the same user, so file modes hide nothing. Landlock (Linux 5.13 and later; kernel documentation
 userspace-api/landlock) only knows what is allowed, so every sibling on the way from `/` to the folder is allowed by
@@ -9,15 +10,21 @@ Leaves to others: calling it (training/ray_*.py), and saying in attestations whi
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TypeVar
 
 from mlops.errors import EnvironmentFault
+
+Result = TypeVar("Result")
 
 LANDLOCK = "landlock"
 BUBBLEWRAP = "bubblewrap"
@@ -59,6 +66,7 @@ def in_process_method() -> str:
     return LANDLOCK if landlock_version() > 0 else NONE
 
 
+@functools.cache
 def landlock_version() -> int:
     """Version of the kernel's Landlock interface; 0 when there is none or it is switched off."""
     if not sys.platform.startswith("linux"):
@@ -80,25 +88,53 @@ def confine(*, hidden: Path) -> str:
     Raises:
         EnvironmentFault: The kernel has Landlock and refused.
     """
-    version = landlock_version()
-    if version == 0:
+    if landlock_version() == 0:
         return NONE
     target = hidden.resolve()
     _keep_temporary_folder(target)
-    rights = _RIGHTS | (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
-    attributes = _RulesetAttributes(handled_access_fs=rights)
-    ruleset = _checked(
-        _system_call(_CREATE_RULESET, ctypes.byref(attributes), ctypes.sizeof(attributes), 0), "landlock_create_ruleset"
-    )
-    try:
-        for path in _siblings(target):
-            _allow(ruleset, path, rights=rights)
-        libc = ctypes.CDLL(None, use_errno=True)
-        _checked(int(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)), "prctl")
-        _checked(_system_call(_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
-    finally:
-        os.close(ruleset)
+    _restrict(_siblings(target), rights=_RIGHTS)
     return LANDLOCK
+
+
+def confine_writes(*, writable: Sequence[Path]) -> str:
+    """Give up making, changing and removing files outside `writable`, for this thread and all it starts from now on.
+
+    Temporary files, devices and shared memory stay free; what is open already stays open. It cannot be undone.
+
+    Args:
+        writable: Folders that exist.
+
+    Returns:
+        `landlock`, or `none` when the kernel has no Landlock.
+
+    Raises:
+        EnvironmentFault: The kernel has Landlock and refused.
+    """
+    if landlock_version() == 0:
+        return NONE
+    free = (Path(tempfile.gettempdir()), Path("/dev"))
+    _restrict([path.resolve() for path in (*writable, *free)], rights=_RIGHTS & ~_READ_FILE)
+    return LANDLOCK
+
+
+def call_confined(work: Callable[[], Result], *, writable: Sequence[Path]) -> Result:
+    """What `work` gives or raises, called in a thread of its own that writes nothing outside `writable`.
+
+    The thread costs a tenth of a millisecond, its rules about as much; the caller stays as free as it was.
+    """
+    if landlock_version() == 0:
+        return work()
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            confine_writes(writable=writable)
+            result.set_result(work())
+        except BaseException as error:  # whatever it is, the caller must hear of it
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="confined", daemon=True).start()
+    return result.result()
 
 
 def confined_command(command: Sequence[str], *, hidden: Path) -> tuple[tuple[str, ...], str]:
@@ -113,6 +149,23 @@ def confined_command(command: Sequence[str], *, hidden: Path) -> tuple[tuple[str
         prefix = ("bwrap", "--dev-bind", "/", "/", "--tmpfs", str(hidden.resolve()), "--die-with-parent", "--")
         return (*prefix, *command), method
     return tuple(command), method
+
+
+def _restrict(paths: Iterable[Path], *, rights: int) -> None:
+    """Of `rights`, and of renaming and truncating, keep for this thread those below `paths`, for good."""
+    version = landlock_version()
+    rights |= (_REFER if version >= 2 else 0) | (_TRUNCATE if version >= 3 else 0)
+    attributes = _RulesetAttributes(handled_access_fs=rights)
+    ruleset = _checked(
+        _system_call(_CREATE_RULESET, ctypes.byref(attributes), ctypes.sizeof(attributes), 0), "landlock_create_ruleset"
+    )
+    try:
+        for path in paths:
+            _allow(ruleset, path, rights=rights)
+        _checked(int(_libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)), "prctl")
+        _checked(_system_call(_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
+    finally:
+        os.close(ruleset)
 
 
 def _siblings(target: Path) -> list[Path]:
@@ -152,9 +205,13 @@ def _keep_temporary_folder(target: Path) -> None:
         os.environ["TMPDIR"] = tempfile.tempdir = str(replacement)
 
 
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
 def _system_call(number: int, *arguments: object) -> int:
-    libc = ctypes.CDLL(None, use_errno=True)
-    return int(libc.syscall(ctypes.c_long(number), *arguments))
+    return int(_libc().syscall(ctypes.c_long(number), *arguments))
 
 
 def _checked(result: int, what: str) -> int:

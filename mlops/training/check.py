@@ -24,7 +24,7 @@ from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, 
 from mlops.training.spec import SweepSpec
 from mlops.training.trainer import Violation
 from mlops.training.undone_steps import undone_steps
-from mlops.training.worker import AttemptResult, seed_everything
+from mlops.training.worker import WRITES, AttemptResult, seed_everything
 
 CHECK_EPOCHS = 3
 CHECK_ROWS = 1_024
@@ -106,11 +106,9 @@ def check_trainer(
         heard = LocalChannel()
         whole = run_local(trial, source=few, channel=heard)
         if whole.outcome != "complete":
-            return (
-                Violation(
-                    "runs", f"the trainer does not come to its end: {whole.reason}; `mlops trainer run` shows more"
-                ),
-            )
+            line = "writes" if WRITES in whole.reason else "runs"
+            text = f"the trainer does not come to its end: {whole.reason}; `mlops trainer run` shows more"
+            return (Violation(line, text),)
         say(f"runs: {CHECK_EPOCHS} epochs on {CHECK_ROWS} rows")
         unsteady = _check_resume(trial, whole, heard, source=few, folder=Path(scratch))
         is_steady = not any(violation.line == "deterministic" for violation in unsteady)

@@ -20,7 +20,7 @@ from typing import Any
 
 from mlops.datasets.version import DatasetVersion, load_version_of
 from mlops.places import Places
-from mlops.provenance.confinement import confined_command
+from mlops.provenance.confinement import confine_writes, confined_command
 from mlops.training.contract import contract_of_schema
 from mlops.training.spec import SweepSpec, load_sweep_spec
 from mlops.training.trainer import Violation
@@ -150,11 +150,14 @@ def _serve(task: dict[str, Any], *, tell: Callable[[dict[str, Any]], None]) -> N
     from mlops.datasets.reader import ShardReader  # loads pyarrow and torch
     from mlops.training.check import check_trainer
 
+    shards = places.cache / "shards"
+    shards.mkdir(parents=True, exist_ok=True)
+    confine_writes(writable=[shards])  # before any thread of a library starts
     violations = check_trainer(
         spec,
         trainer_file=places.trainer_file(product),
         contract=contract_of_schema(version.schema, product=product, digest=version.digest),
-        source=ShardReader(version, places.cache / "shards"),
+        source=ShardReader(version, shards),
         say=lambda line: tell({"say": line}),
     )
     if own is not None:

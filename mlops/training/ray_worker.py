@@ -15,12 +15,13 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from mlops.provenance.confinement import confine
+from mlops.provenance.confinement import call_confined, confine
 from mlops.training.attempt import Answer, AttemptKey, AttemptTask, BatchSource, Usage
 from mlops.training.locked_environment import explain_difference
 from mlops.training.watchdog import EXIT_UNPAID, Watchdog
@@ -128,7 +129,7 @@ class WorkerActor:
         torch.set_num_threads(1)
         with contextlib.suppress(RuntimeError):
             torch.set_num_interop_threads(1)
-        self._source = setup.source.open()
+        self._source, self._cache_folder = setup.source.open(), setup.source.cache_folder
         self._turn = threading.Condition()
         self._ended: AttemptKey | None = None
         self._awaited: AttemptKey | None = None
@@ -205,7 +206,8 @@ class WorkerActor:
             return AttemptResult("lost", Usage(0, 0), reason="the attempt before it failed on this worker")
         is_sound = False
         try:
-            result = run_attempt(
+            attempt = partial(
+                run_attempt,
                 task,
                 source=self._source,
                 channel=talk,
@@ -214,6 +216,7 @@ class WorkerActor:
                 device=self._device,
                 on_trained=lambda: self._pass_turn(task.key, is_early=True),
             )
+            result = call_confined(attempt, writable=self._make_folders(task))
             is_sound = result.outcome not in ("failed", "lost")
         finally:
             talk.end()
@@ -229,6 +232,14 @@ class WorkerActor:
             self._pass_turn(task.key)
         usage = replace(result.usage, growth_bytes=growth)
         return replace(result, usage=usage, last_report=talk.last)
+
+    def _make_folders(self, task: AttemptTask) -> list[Path]:
+        """Where an attempt may write: its own folders, made now, and the cache that it reads through."""
+        folders = [Path(folder) for folder in (task.trial_folder, *task.slice_folders, self._cache_folder)]
+        with contextlib.suppress(OSError):  # storage that fails is the attempt's to say, when it writes
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+        return folders
 
     def _pass_turn(self, key: AttemptKey, *, is_early: bool = False) -> None:
         """The attempt that waits for this one begins; early only when it waits already, which short attempts do."""

@@ -14,6 +14,7 @@ from mlops.training.spec import SweepSpec, verify_parameters
 
 KIND = "trainer-check"
 CHECK_CODE = (
+    "mlops.provenance.confinement",
     "mlops.training.check",
     "mlops.training.check_process",
     "mlops.training.worker",

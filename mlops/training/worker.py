@@ -12,6 +12,7 @@ import copy
 import difflib
 import math
 import random
+import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,9 @@ MEASURE_BATCH_SIZE = 8192
 YIELD_STEPS = 8
 """The workers of a group agree so often, in steps, whether they yield: asking costs a message each."""
 STEPS_PER_PASS = 10_000_000
+WRITES = "a trainer writes only below `worker.folder` and to temporary files"
+_DENIED = re.compile("permission denied|readonly database|unable to open database|cross-device", re.IGNORECASE)
+"""What libraries say of a file that a confined thread may not write."""
 _INSIDE = "mlops:inside"
 """Name of the position inside an epoch among the states of a checkpoint."""
 
@@ -125,6 +129,13 @@ class Worker:
             self._pool = choose_pool(rows, size=task.audit_pool, seed=task.audit_seed)
             self._members = draw_members(self._pool, trial_seed=task.seed)
             self._left_out = self._pool[~self._members]
+
+    @property
+    def folder(self) -> Path:
+        """For files that the trainer writes; kept with the trial's checkpoints, and purged with them."""
+        own = Path(self._task.trial_folder) / "own"
+        own.mkdir(parents=True, exist_ok=True)
+        return own
 
     def batches(self, split: str, *, batch_size: int, shuffle: bool = True) -> Iterator[Batch]:
         """This worker's part of every global batch of the current epoch.
@@ -501,7 +512,8 @@ def describe_error(error: BaseException, *, trainer: str) -> str:
         trace = trace.tb_next
     said = (str(error).strip().splitlines() or [""])[0]
     where = f"{Path(trainer).name}:{line}: " if line else ""
-    return f"{where}{type(error).__name__}: {said}"[:500]
+    hint = f"; {WRITES}" if _DENIED.search(said) else ""
+    return f"{where}{type(error).__name__}: {said}"[:400] + hint
 
 
 def seed_everything(seed: int) -> None:

@@ -9,6 +9,7 @@ from mlops.clock import SystemClock
 from mlops.ids import TimeIds
 from mlops.ledger.connection import open_ledger, sqlite_url
 from mlops.places import Places
+from mlops.provenance.confinement import landlock_version
 from mlops.provenance.steps import StepBook, StepRun, Workbench
 from mlops.training.check_process import check_confined
 from mlops.training.spec import load_sweep_spec
@@ -48,6 +49,25 @@ def test_a_trainer_that_hangs_or_exits_is_said(product, first_line, limit, line,
     found = check_confined(places, spec, version=version, say=lambda line: None, limit_seconds=limit)
     assert [violation.line for violation in found] == [line]
     assert text in found[0].text
+
+
+@pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock")
+def test_a_trainer_that_writes_what_is_not_its_own_is_said_and_what_it_may_write_is_allowed(product):
+    """Its own folder and temporary files in the first run; the file of its own sweep in the second."""
+    places, spec, version = product
+    trainer, start = places.trainer_file("tiny"), "    net = model(params)"
+    own = "    (worker.folder / 'seen').write_text('x')\n    import tempfile\n    tempfile.TemporaryFile().close()\n"
+    sound = trainer.read_text().replace(start, f"{own}{start}", 1)
+    trainer.write_text(sound)
+    assert check_confined(places, spec, version=version, say=lambda line: None) == ()
+    before = places.sweep_file("tiny").read_text()
+    foreign = f"    open({str(places.sweep_file('tiny'))!r}, 'w')\n"
+    trainer.write_text(sound.replace(start, f"{foreign}{start}", 1))
+    (found,) = check_confined(places, spec, version=version, say=lambda line: None)
+    assert found.line == "writes"
+    for said in ("tiny.py:", "tiny.yaml", "writes only below `worker.folder` and to temporary files"):
+        assert said in found.text
+    assert places.sweep_file("tiny").read_text() == before
 
 
 def test_the_result_is_kept_by_the_code_and_the_authors_own_tests_count(product, tmp_path):

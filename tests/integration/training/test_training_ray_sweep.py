@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from mlops.errors import Refusal
+from mlops.provenance.confinement import landlock_version
 from mlops.training import sql_trials
 from mlops.training.attempt import AttemptTask, Ended, Gone, GroupShape, Progressed, Ready
 from mlops.training.local_attempt import LocalChannel, LocalTrial
@@ -53,6 +54,32 @@ def test_a_trainer_that_fails_on_one_worker_only_fails_its_trial_and_not_the_swe
     outcome = ray_project.launch(ray_project.spec(trials=3, groups=1, first=[{"learning_rate": 0.02}]))
     assert [trial.state for trial in outcome.trials] == ["FAILED", "COMPLETE", "COMPLETE"]
     assert "ValueError: only here" in outcome.trials[0].reason
+
+
+@pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock")
+def test_a_trainer_that_writes_to_shared_state_fails_its_trial_and_changes_nothing(ray_project):
+    """Trial 0 writes into its own folder; trial 1 over its own source, and then into the folder of trial 0."""
+    places = ray_project.places
+    trainer, start = places.trainer_file("tiny"), "    net = model(params)"
+    writing = """    note = worker.folder / "note"
+    if params["learning_rate"] == 0.02:
+        note = worker.folder.parents[1] / "00000" / "own" / "note"
+        try:
+            open(__file__, "w")
+        except PermissionError:
+            note.write_text("x")
+    note.write_text("mine")
+"""
+    text = trainer.read_text().replace(start, f"{writing}{start}", 1)
+    trainer.write_text(text)
+    points = [{"learning_rate": rate} for rate in (0.04, 0.02)]
+    outcome = ray_project.launch(ray_project.spec(trials=2, first=points, groups=1, workers=1))
+    assert [trial.state for trial in outcome.trials] == ["COMPLETE", "FAILED"]
+    reason = outcome.trials[1].reason
+    assert reason.startswith("tiny.py:"), reason
+    assert reason.endswith("/00000/own/note'; a trainer writes only below `worker.folder` and to temporary files")
+    assert trainer.read_text() == text
+    assert (places.checkpoints / outcome.sweep_id / "00000" / "own" / "note").read_text() == "mine"
 
 
 def test_a_killed_worker_is_replaced_and_its_trial_resumed_to_the_same_weights(ray_project, calm, tmp_path):

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
+import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mlops.clock import FakeClock
-from mlops.provenance.confinement import BUBBLEWRAP, LANDLOCK, available_method, confined_command, landlock_version
+from mlops.provenance.confinement import (
+    BUBBLEWRAP,
+    LANDLOCK,
+    available_method,
+    call_confined,
+    confined_command,
+    landlock_version,
+)
 from mlops.provenance.keys import make_key
 
 needs_landlock = pytest.mark.skipif(landlock_version() == 0, reason="this kernel has no Landlock")
@@ -106,3 +117,64 @@ def test_a_command_can_be_started_confined_from_its_first_instruction(layout: tu
     assert result.returncode == 1
     assert "machine.pem" in result.stderr.splitlines()[-1]
     assert "Error" in result.stderr.splitlines()[-1]
+
+
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    "write": lambda root: (root / "others" / "file").write_text("x"),
+    "append": lambda root: (root / "others" / "file").open("a"),
+    "make a file": lambda root: (root / "others" / "new").touch(),
+    "make a folder": lambda root: (root / "new").mkdir(),
+    "remove": lambda root: (root / "others" / "file").unlink(),
+    "truncate": lambda root: os.truncate(root / "others" / "file", 0),
+    "put its own in the place": lambda root: (root / "own" / "file").replace(root / "others" / "file"),
+    "take it away": lambda root: (root / "others" / "file").rename(root / "own" / "taken"),
+    "link it to where it may write": lambda root: os.link(root / "others" / "file", root / "own" / "link"),
+    "a link that leads out": lambda root: (root / "own" / "out").write_text("x"),
+    "a database": lambda root: sqlite3.connect(root / "others" / "ledger").execute("DELETE FROM trials"),
+    "a child process": lambda root: subprocess.run(["rm", root / "others" / "file"], check=True, capture_output=True),
+}
+OWN: dict[str, Callable[[Path], object]] = {
+    "write and replace": lambda root: (root / "own" / "file").replace(root / "own" / "other"),
+    "move between its folders": lambda root: (root / "own" / "file").rename(root / "cache" / "file"),
+    "read what is not its own": lambda root: (root / "others" / "file").read_text(),
+    "a temporary file": lambda root: tempfile.NamedTemporaryFile().close(),
+    "nothing to see": lambda root: Path("/dev/null").write_text("x"),
+    "shared memory": lambda root: tempfile.NamedTemporaryFile(dir="/dev/shm").close(),
+}
+
+
+@pytest.fixture
+def shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own, a cache, and what belongs to others; temporary files have a folder too."""
+    for name in ("own", "cache", "others", "tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "own" / "file").write_text("mine")
+    (tmp_path / "others" / "file").write_text("theirs")
+    (tmp_path / "own" / "out").symlink_to(tmp_path / "others" / "file")
+    with sqlite3.connect(tmp_path / "others" / "ledger") as ledger:
+        ledger.execute("CREATE TABLE trials (number)")
+        ledger.execute("INSERT INTO trials VALUES (1)")
+    ledger.close()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@needs_landlock
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_confined_call_changes_nothing_that_is_not_its_own(shared: Path, name: str) -> None:
+    before = content(shared / "others")
+    with pytest.raises((OSError, sqlite3.OperationalError, subprocess.CalledProcessError)):
+        call_confined(lambda: FOREIGN[name](shared), writable=[shared / "own", shared / "cache"])
+    assert content(shared / "others") == before
+    assert not (shared / "new").exists()
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_confined_call_can_still_work_and_leaves_its_caller_free(shared: Path, name: str) -> None:
+    call_confined(lambda: OWN[name](shared), writable=[shared / "own", shared / "cache"])
+    (shared / "others" / "new").touch()
+    assert call_confined(lambda: 7, writable=[shared / "others"]) == 7
