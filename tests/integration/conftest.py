@@ -27,6 +27,8 @@ class Clone:
     """Trials of the first release that had ended when it was killed."""
     said: list[str] = field(default_factory=list)
     """What the release printed."""
+    left_at_home: list[str] = field(default_factory=list)
+    """Files that the release made in the home folder."""
 
     def run(self, *arguments: str, stdin: str = "", timeout: float = 600) -> subprocess.CompletedProcess[str]:
         """`mlops …` as a user types it."""
@@ -123,6 +125,8 @@ def income_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
     clone.ended_before_kill.extend(kill_in_the_middle(clone, finished_trials=2))
     clone.said.append(clone.check("release", "income", timeout=1200))
     clone.said.append(clone.check("gate", "show", "income", "--json"))  # before any test judges anything else
+    home = Path(clone.environment["HOME"])
+    clone.left_at_home.extend(str(path.relative_to(home)) for path in home.rglob("*") if path.is_file())
     yield clone
     clone.run("stop")
 

@@ -34,6 +34,10 @@ def test_the_released_model_is_good_and_the_report_shows_the_price(income_clone:
     assert "https://" not in page
 
 
+def test_nothing_is_left_in_the_home_folder(income_clone: Any) -> None:
+    assert income_clone.left_at_home == []
+
+
 def test_two_trials_overlapped_in_time(income_clone: Any) -> None:
     spans = query(income_clone, "SELECT number, started_us, ended_us FROM attempts WHERE ended_us IS NOT NULL")
     overlaps = [
