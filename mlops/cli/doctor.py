@@ -63,6 +63,7 @@ def _print_processes(*, is_json: bool) -> None:
     from mlops.project.opening import open_project
     from mlops.project.processes import (  # psutil
         find_held_locks,
+        find_probe_leftovers,
         find_run_leftovers,
         list_processes,
     )
@@ -71,6 +72,7 @@ def _print_processes(*, is_json: bool) -> None:
     places = project.places
     found, locks = list_processes(places), find_held_locks(places)
     left = list(find_run_leftovers(places, ledger=project.ledger, now_us=project.clock.now_us()))
+    left += find_probe_leftovers(places)
     if is_json:
         processes = [one.to_json() for one in found]
         emit_json(

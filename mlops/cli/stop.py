@@ -1,6 +1,6 @@
-"""`mlops stop`: end the local Ray of this project, and clusters of sweeps whose driver died.
+"""`mlops stop`: end the local Ray of this project, clusters of sweeps whose driver died, and images of killed probes.
 
-Leaves to others: how (mlops/training/ray_cluster, mlops/training/ray_ephemeral).
+Leaves to others: how (mlops/training/ray_cluster, mlops/training/ray_ephemeral, mlops/serving/probe_scratch).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Say what would be stopped.")
 def stop(*, dry_run: bool) -> None:
-    """Stop the local Ray that earlier commands started; sweeps that run on it can be resumed."""
+    """Stop the local Ray that earlier commands started, and what killed ones left; its sweeps can be resumed."""
     from mlops.project.opening import open_project  # heavy: SQLAlchemy
     from mlops.training.ray_cluster import find_local, stop_local
 
@@ -31,6 +31,7 @@ def stop(*, dry_run: bool) -> None:
         stop_local(places)
         click.echo(f"stopped Ray at {found.address}")
     _stop_orphans(project, dry_run=dry_run)
+    _stop_probes(project, dry_run=dry_run)
 
 
 def _stop_orphans(project: Project, *, dry_run: bool) -> None:
@@ -45,3 +46,16 @@ def _stop_orphans(project: Project, *, dry_run: bool) -> None:
     elif orphans:  # only then are the budgets needed
         leases = open_lease_queue(places, project.ledger, clock, project.ids)
         stop_orphans(places, leases=leases, starter=CommandStarter(), clock=clock, say=click.echo)
+
+
+def _stop_probes(project: Project, *, dry_run: bool) -> None:
+    from mlops.deploy.runtimes import list_runtimes
+    from mlops.serving.probe_scratch import find_left_over, stop_left_over
+
+    for runtime in list_runtimes(project.places.serving_state):
+        if dry_run:
+            for instance in find_left_over(runtime):
+                click.echo(f"would stop {instance.name} on {runtime.name}, whose probe is dead")
+            continue
+        for name in stop_left_over(runtime):
+            click.echo(f"stopped {name} on {runtime.name}, whose probe was dead")

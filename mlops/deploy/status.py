@@ -41,6 +41,8 @@ class ProductStatus:
     """`3 at 100 %`, as decided last."""
     is_converged: bool
     """What serves is what is desired."""
+    is_down: bool
+    """It was served by this machine, and its proxy does not run: `mlops deploy stop`, or a restart of the machine."""
     last_known_good: int | None
     is_warm: bool
     """A rollback takes milliseconds."""
@@ -85,6 +87,8 @@ def load_environment_status(site: Site, rules: EnvironmentSpec) -> EnvironmentSt
         good = release.last_known_good
         folder = site.places.serving_state / rules.name / release.product
         way = traffic_switch.read_way_back(folder)
+        proxy = Proxy(folder, 0, release.product)
+        is_down = bool(serving) and folder.is_dir() and proxy.find_pid() is None
         failures = [
             f"{render_time(entry.at_us)} {entry.image[:19]}: {entry.why}"
             for entry in barred
@@ -96,11 +100,13 @@ def load_environment_status(site: Site, rules: EnvironmentSpec) -> EnvironmentSt
                 address=f"http://127.0.0.1:{rules.traffic.ports.get(release.product, 0)}",
                 serving=serving,
                 desired=tuple(f"{version.number} at {version.share} %" for version in release.versions),
-                is_converged={(entry.image, entry.share) for entry in serving}
+                is_converged=not is_down
+                and {(entry.image, entry.share) for entry in serving}
                 == {(version.image, version.share) for version in release.versions},
+                is_down=is_down,
                 last_known_good=good.number if good else None,
                 is_warm=way is not None and good is not None and way["image"] == good.image,
-                healthy_instances=_count_healthy(Proxy(folder, 0, release.product)),
+                healthy_instances=_count_healthy(proxy),
                 last_failure=failures[0] if failures else None,
             )
         )

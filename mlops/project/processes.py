@@ -14,9 +14,11 @@ from typing import Any
 
 import psutil
 
+from mlops.deploy.runtimes import list_runtimes
 from mlops.ledger.connection import Ledger
 from mlops.places import Places
 from mlops.project.diagnosis import Diagnosis
+from mlops.serving.probe_scratch import find_left_over
 from mlops.training import sql_trials
 from mlops.training.ray_cluster import find_local
 from mlops.training.sweep_view import show_state
@@ -112,6 +114,13 @@ def find_run_leftovers(places: Places, *, ledger: Ledger, now_us: int) -> Iterat
         items = tuple(f"process {pid}: {_command_of(pid)[:80]}" for pid in workers)
         hint = "warm groups end by themselves when their paid time is over; `mlops stop` ends them now"
         yield Diagnosis("workers", "note", f"{len(workers)} without a driver", items=items, hint=hint)
+
+
+def find_probe_leftovers(places: Places) -> Iterator[Diagnosis]:
+    """Images that a killed probe left running."""
+    for runtime in list_runtimes(places.serving_state):
+        for instance in find_left_over(runtime):
+            yield Diagnosis(instance.name, "note", f"runs on {runtime.name}, its probe is dead", hint="`mlops stop`")
 
 
 def _list_workers(places: Places) -> Iterator[int]:

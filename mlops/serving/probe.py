@@ -6,8 +6,6 @@ Leaves to others: how an image is started (a `Runtime`), what an environment mak
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +20,7 @@ from mlops.serving.golden import GoldenRequest, answer_golden, make_golden_reque
 from mlops.serving.malformed import MalformedRequest, make_broken_connections, make_malformed_requests
 from mlops.serving.oci_layout import ImageLayout
 from mlops.serving.probe_process import judge_process, observe_process
+from mlops.serving.probe_scratch import name_instance, probe_scratch, stop_left_over
 from mlops.serving.runtime import Instance, RunRequest, Runtime
 from mlops.serving.socket_client import HttpAnswer, SocketClient, talk
 from mlops.training.contract import Contract, load_contract
@@ -116,16 +115,11 @@ def probe_image(request: ProbeRequest, *, runtime: Runtime) -> ProbeResult:
     answers = answer_golden(request.candidate_folder, golden, contract=contract)
     ImageLayout(request.layout).read_manifest(request.digest)
     started_us = request.clock.now_us()
-    # Unix socket paths are short (107 bytes), project paths may not be.
-    scratch = Path(tempfile.mkdtemp(prefix="mlops-probe-"))
-    try:
-        scratch.chmod(0o755)
-        sockets = scratch / "s"
-        sockets.mkdir()
-        sockets.chmod(0o777)  # the image's user has another id than ours
+    stop_left_over(runtime)
+    with probe_scratch() as sockets:
         instance = runtime.start(
             RunRequest(
-                name=f"probe-{request.digest.removeprefix('sha256:')[:12]}-{scratch.name[-8:]}",
+                name=name_instance(sockets, digest=request.digest),
                 layout=request.layout,
                 digest=request.digest,
                 socket_folder=sockets,
@@ -137,8 +131,6 @@ def probe_image(request: ProbeRequest, *, runtime: Runtime) -> ProbeResult:
         )
         trial = _Trial(request=request, runtime=runtime, instance=instance, contract=contract)
         trial.run(golden, answers)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return ProbeResult(
         image=request.digest,
         runtime=runtime.name,

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import pytest
 from mlops.clock import SystemClock
 from mlops.deploy.runtime_bubblewrap import BubblewrapRuntime
 from mlops.deploy.runtime_podman import PodmanRuntime
+from mlops.deploy.runtimes import list_runtimes
 from mlops.serving.image import build_image
 from mlops.serving.probe import ProbeLimits, ProbeRequest, probe_image
+from mlops.serving.probe_scratch import stop_left_over
 from mlops.serving.runtime import RunRequest
 from mlops.serving.runtime_process import ProcessRuntime
 from mlops.serving.socket_client import SocketClient
@@ -82,6 +86,38 @@ def test_an_image_that_does_not_start_fails_with_its_log(bakery, process_runtime
     result = probe_image(_request(bakery, digest=built.digest), runtime=process_runtime)
     assert [reason.code for reason in result.reasons] == ["not-ready"]
     assert "THREADS='none'" in result.reasons[0].text
+
+
+PROBE = """
+import sys
+from pathlib import Path
+from mlops.deploy.runtimes import list_runtimes
+from mlops.serving.probe_scratch import name_instance, probe_scratch
+from mlops.serving.runtime import RunRequest
+state, name, layout, digest = sys.argv[1:]
+runtime = next(it for it in list_runtimes(Path(state)) if it.name == name)
+with probe_scratch() as sockets:
+    runtime.start(RunRequest(name_instance(sockets, digest=digest), Path(layout), digest, sockets))
+    print(sockets.parent, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("name", ["podman", "process"])
+def test_what_a_killed_probe_left_is_stopped_and_what_a_living_one_needs_is_not(bakery, tmp_path, name):
+    if shutil.which(TOOLS[name]) is None:
+        pytest.skip(f"{TOOLS[name]} is missing")
+    runtime = next(it for it in list_runtimes(tmp_path) if it.name == name)
+    command = [sys.executable, "-c", PROBE, str(tmp_path), name, str(bakery.request.layout), bakery.built.digest]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as probe:
+        scratch = Path(probe.stdout.readline().strip())
+        assert stop_left_over(runtime) == ()
+        (living,) = runtime.list_instances()
+        probe.kill()
+    assert stop_left_over(runtime) == (living.name,)
+    assert runtime.list_instances() == ()
+    assert not scratch.exists()
 
 
 @pytest.mark.system
