@@ -244,8 +244,9 @@ class SweepDriver:
             clock=self._clock,
         )
         if isinstance(answer, Refusal):
-            self._wait_or_give_up(answer, now_us=now_us)
             self._crew.end_left_over([name] if warm is not None else [])
+            if self._makes_room(answer, now_us=now_us):
+                self._staff()
             return
         self._refusal = None
         self._book.add_lease(name, answer)
@@ -296,12 +297,14 @@ class SweepDriver:
             )
             del self._groups[name]
 
-    def _wait_or_give_up(self, refusal: Refusal, *, now_us: int) -> None:
+    def _makes_room(self, refusal: Refusal, *, now_us: int) -> bool:
+        """Whether a warm group was ended, so that asking again is worth while; else the sweep waits, or gives up."""
         codes = {reason.code for reason in refusal.reasons}
         if DROPPED in codes:
             self._queued = ""
         elif codes <= PASSING and self._shelf.end_oldest(lambda name: bool(self._crew.end_left_over([name]))):
-            self._say("ended a warm group of another shape to make room")  # and asks again at once
+            self._say("ended a warm group of another shape to make room")
+            return True
         elif codes <= PASSING:
             self._retry_us = now_us + round(POLL_SECONDS * SECOND_US)
             text = refusal.reasons[0].text
@@ -311,6 +314,7 @@ class SweepDriver:
         elif not self._is_spent(refusal):
             self._withdraw()
             self._refusal, self._retry_us = refusal, now_us + round(RETRY_SECONDS * SECOND_US)
+        return False
 
     def _withdraw(self) -> None:
         if self._queued:
