@@ -56,11 +56,11 @@ make_environment() {
     fi
 }
 
+# pip asks `rustc` for its version, and a rustup that is new to this home folder writes its settings there.
+[ -d "${RUSTUP_HOME:-${HOME:-}/.rustup}" ] || export RUSTUP_HOME="$PWD/.venv/rustup"
 pip=(.venv/bin/python -m pip)
 "${pip[@]}" --version > /dev/null 2>&1 || make_environment
 export PIP_DISABLE_PIP_VERSION_CHECK=1
-# pip asks `rustc` for its version, and a rustup that is new to this home folder writes its settings there.
-[ -d "${RUSTUP_HOME:-${HOME:-}/.rustup}" ] || export RUSTUP_HOME="$PWD/.venv/rustup"
 echo "installing the locked dependencies into .venv (a few minutes the first time)"
 "${pip[@]}" install --quiet --use-pep517 --requirement requirements.lock
 "${pip[@]}" install --quiet --no-deps --editable .

@@ -254,7 +254,7 @@ class RayCrew:
         try:
             value = ray.get(reference)
         except ray.exceptions.RayError as error:
-            self._give_up(group, _explain(error, rank=rank), is_preemption=is_node_loss(error))
+            self._give_up(group, explain_death(error, rank=rank), is_preemption=is_node_loss(error))
             return
         except Exception as error:  # raised by our own code in the worker
             self._give_up(group, f"worker {rank}: {type(error).__name__}: {error}")
@@ -414,6 +414,10 @@ def _await_death(pids: list[tuple[str, int]], *, timeout_seconds: float = 5.0) -
             process.kill()
 
 
-def _explain(error: Exception, *, rank: int) -> str:
-    said = (str(error).strip().splitlines() or [""])[0]
-    return f"worker {rank} died: {type(error).__name__}: {said}"[:300]
+def explain_death(error: Exception, *, rank: int) -> str:
+    """Why a worker died, in a line; of one that could not begin, what was raised, which Ray says below the trace."""
+    lines = str(error).strip().splitlines() or [""]
+    if getattr(error, "actor_init_failed", False):
+        raised = [line for line in lines[1:] if not line.startswith(" ")]
+        return f"worker {rank} could not begin: {(raised or lines)[0]}"[:300]
+    return f"worker {rank} died: {type(error).__name__}: {lines[0]}"[:300]

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import textwrap
 import time
+import traceback
 from itertools import pairwise
 from pathlib import Path
 
 import psutil
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
 
 from mlops.errors import Refusal
 from mlops.provenance.confinement import landlock_version
@@ -20,6 +22,7 @@ from mlops.training.attempt import AttemptTask, Ended, Gone, GroupShape, Progres
 from mlops.training.local_attempt import LocalChannel, LocalTrial
 from mlops.training.local_group import run_local_group
 from mlops.training.ray_cluster import connected, find_local
+from mlops.training.ray_group import explain_death
 from mlops.training.ray_worker import SourceRecipe
 
 pytestmark = pytest.mark.timeout(600)
@@ -256,6 +259,16 @@ def test_more_workers_than_fit_are_given_up_at_the_deadline(ray_project):
         crew.start_group("g", shape=GroupShape(9, "cpu", 1.0), until_us=until_us, start_deadline_seconds=1.0)
         (gone,) = wait_for(crew, Gone)
         assert "no place" in gone.reason
+
+
+def test_a_worker_that_cannot_begin_says_what_was_raised_not_that_ray_heard_of_it():
+    try:
+        raise ValueError("no such folder\nand more")
+    except ValueError as error:
+        raised = RayTaskError("WorkerActor.__init__", traceback.format_exc(), error, proctitle="ray", pid=1, ip="here")
+    died = ActorDiedError(raised)
+    assert explain_death(died, rank=1) == "worker 1 could not begin: ValueError: no such folder"
+    assert explain_death(ActorDiedError(), rank=0).startswith("worker 0 died: ActorDiedError: The actor died")
 
 
 def test_a_killed_driver_leaves_no_worker_and_the_same_command_goes_on(ray_project, calm, tmp_path):
