@@ -80,11 +80,9 @@ def queue(stage):
     return made
 
 
-@pytest.fixture
-def undisturbed(stage, tmp_path):
-    (tmp_path / "other").mkdir()
-    other = type(stage)(tmp_path / "other")
-    return results(other.run(spec_of(other), other.crew()))
+@pytest.fixture(scope="module")
+def undisturbed(module_stage):
+    return results(module_stage.run(spec_of(module_stage), module_stage.crew()))
 
 
 OUTAGES = [(first, length, False) for first in (*range(1, 60, 7), *range(60, 540, 61)) for length in (1, 30)]
