@@ -1,6 +1,7 @@
 """STYLE 11: every outside system is imported in the one or two modules named after it, and nowhere else."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ DOORS = {
 }
 
 
+@cache
 def imported_names(path: Path) -> set[str]:
     """First part of every module that a file imports, at run time (not under TYPE_CHECKING)."""
     names: set[str] = set()
