@@ -1,12 +1,29 @@
 """What every layer of tests shares."""
 
+import gc
 import os
 import random
+import sys
 
 import pytest
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # must stand before onnxruntime is imported anywhere
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+gc.set_threshold(20_000, 20, 20)  # the young are looked through less often than they are made
+
+
+MANY = 100
+"""Modules; torch, mlflow and their like have more."""
+frozen = pytest.StashKey[int]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Take libraries that were loaded out of the garbage collector's sight: a tenth of all computing was its walks."""
+    stash = item.config.stash
+    if len(sys.modules) > stash.get(frozen, 0) + MANY:
+        gc.collect()
+        gc.freeze()
+        stash[frozen] = len(sys.modules)
 
 
 @pytest.fixture(scope="session")
