@@ -5,6 +5,7 @@ PYTHON := .venv/bin/python
 QUICKLY := -m "not gpu and not slow"
 RELEASING := $(addprefix tests/integration/,deploy project provenance release training)
 export ORT_DISABLE_TELEMETRY := 1
+unexport PYTHONDONTWRITEBYTECODE# without bytecode every process compiles all of mlops again
 
 .PHONY: help release test test-releases test-rest test-long check format system setup lock soak-serving clean
 
@@ -14,8 +15,8 @@ help:  ## This list
 release: setup  ## Bake PRODUCT (default: income): data, sweep, export, gate, register, image, probe
 	.venv/bin/mlops release $(PRODUCT)
 
-test: system setup check  ## All checks and tests
-	@$(MAKE) --no-print-directory --jobs 2 test-releases test-rest
+test: system setup  ## All checks and tests
+	@$(MAKE) --no-print-directory --jobs 3 check test-releases test-rest
 
 test-releases:  # whole releases and sweeps: half of the time
 	$(PYTHON) -m pytest $(QUICKLY) $(RELEASING)
