@@ -115,6 +115,18 @@ def test_list_names_a_sweep_whose_driver_died_interrupted(project):
     assert "interrupted" in run("sweep", "list").output
 
 
+def test_no_member_of_an_ensemble_is_listed_as_a_winner(project):
+    ledger = open_ledger(sqlite_url(Places(project).ledger_file), FakeClock(SystemClock().now_us()))
+    insert_sweep(ledger, "sweep-cc", state="finished", winner=0, members="sha256:2")
+    ledger.close()
+    listed = {line.split()[0]: line for line in run("sweep", "list").output.splitlines() if line.startswith("sweep-")}
+    assert "trial 1" in listed["sweep-aa"]
+    assert "none, members" in listed["sweep-cc"]
+    shown = run("sweep", "show", "sweep-cc").output
+    assert "members of an ensemble" in shown
+    assert "0 *" not in shown
+
+
 def test_compare_says_what_differs(project):
     rows = {row["what"]: row for row in json.loads(run("sweep", "compare", "sweep-aa", "sweep-bb", "--json").output)}
     assert rows["product"]["is_equal"]
