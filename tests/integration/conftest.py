@@ -133,11 +133,21 @@ def income_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
 
 @pytest.fixture(scope="session")
 def digits_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clone]:
-    """`digits` with half of its trials, released from a fresh clone. Promote it, but do not change its data."""
+    """`digits` with two of its trials and half of the rows that are attacked, released from a fresh clone.
+
+    Promote it, but do not change its data.
+    """
     clone = make_clone(tmp_path_factory.mktemp("digits") / "project")
-    spec = clone.folder / "training" / "digits.yaml"
-    spec.write_text(spec.read_text().replace("trials: 6\n", "trials: 3\n"))
-    clone.git("commit", "-q", "-a", "-m", "Compare three trials")
+    for name, was, now in (
+        ("training", "trials: 6\n", "trials: 2\n"),
+        ("evaluation", "rows: 800\n", "rows: 400\n"),
+        ("evaluation", "rows: 300\n", "rows: 150\n"),
+    ):
+        file = clone.folder / name / "digits.yaml"
+        text = file.read_text()
+        assert was in text
+        file.write_text(text.replace(was, now))
+    clone.git("commit", "-q", "-a", "-m", "Compare two trials")
     clone.said.append(clone.check("release", "digits", timeout=1200))
     yield clone
     clone.run("stop")
