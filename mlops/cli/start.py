@@ -15,5 +15,7 @@ def run() -> None:
         if moved is not None:
             sys.argv += ["--moved", moved]
     from mlops.cli.main import run as run_command  # click and all it takes
+    from mlops.processes import collect_less
 
+    collect_less()
     run_command()

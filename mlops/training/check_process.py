@@ -20,6 +20,7 @@ from typing import Any
 
 from mlops.datasets.version import DatasetVersion, load_version_of
 from mlops.places import Places
+from mlops.processes import collect_less
 from mlops.provenance.confinement import confine_writes, confined_command
 from mlops.training.contract import contract_of_schema
 from mlops.training.spec import SweepSpec, load_sweep_spec
@@ -170,6 +171,7 @@ def _serve(task: dict[str, Any], *, tell: Callable[[dict[str, Any]], None]) -> N
 
 if __name__ == "__main__":
     protocol = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    collect_less()
     os.dup2(2, 1)  # what a trainer prints must not look like an answer
 
     def _tell(message: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ import ray
 
 from mlops.clock import SECOND_US
 from mlops.errors import EnvironmentFault
+from mlops.processes import collect_less
 from mlops.provenance.confinement import confine
 from mlops.training.watchdog import Watchdog
 
@@ -54,6 +55,7 @@ class CallActor:
         confine(hidden=Path(setup.keys_folder))  # before any other thread of ours starts: those inherit it
         self._watchdog = Watchdog(_now_us() + paid_us)
         os.environ.update(ORT_DISABLE_TELEMETRY="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        collect_less()
         import torch  # after the environment is set
 
         torch.set_num_threads(1)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from mlops.processes import collect_less
 from mlops.provenance.confinement import call_confined, confine
 from mlops.training.attempt import Answer, AttemptKey, AttemptTask, BatchSource, Usage
 from mlops.training.locked_environment import explain_difference
@@ -124,6 +125,7 @@ class WorkerActor:
         self._rank, self._world_size, self._device, self._kind = 0, 1, "cpu", ""
         if self._refusal:
             return  # nothing of this environment is used
+        collect_less()
         import torch  # after the environment is set; costs two seconds, once per warm worker
 
         torch.set_num_threads(1)
