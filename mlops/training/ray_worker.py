@@ -125,9 +125,11 @@ class WorkerActor:
         self._rank, self._world_size, self._device, self._kind = 0, 1, "cpu", ""
         if self._refusal:
             return  # nothing of this environment is used
+        usual = gc.get_threshold()
         collect_less()
         import torch  # after the environment is set; costs two seconds, once per warm worker
 
+        gc.set_threshold(*usual)  # a trainer's own cycles may hold a device's memory
         torch.set_num_threads(1)
         with contextlib.suppress(RuntimeError):
             torch.set_num_interop_threads(1)
