@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 
 import click
 
@@ -18,7 +20,7 @@ def ui(*, port: int, no_browser: bool) -> None:
     click.echo("starting the MLflow UI (5 s) …", err=True)
     running = start_ui(open_project().places, port=port)
     click.echo(running.url)
-    if not no_browser:
+    if not no_browser and _has_screen():
         click.launch(running.url)
     if running.process is None:
         return
@@ -32,3 +34,8 @@ def ui(*, port: int, no_browser: bool) -> None:
     finally:
         running.stop()
     raise click.exceptions.Exit(code)
+
+
+def _has_screen() -> bool:
+    """On a machine without one, what opens browsers complains of each that is not there."""
+    return sys.platform == "darwin" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER"))
