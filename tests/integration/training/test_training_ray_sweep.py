@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
 
 from mlops.errors import Refusal
 from mlops.provenance.confinement import landlock_version
@@ -22,7 +21,6 @@ from mlops.training.attempt import AttemptTask, Ended, Gone, GroupShape, Progres
 from mlops.training.local_attempt import LocalChannel, LocalTrial
 from mlops.training.local_group import run_local_group
 from mlops.training.ray_cluster import connected, find_local
-from mlops.training.ray_group import explain_death
 from mlops.training.ray_worker import SourceRecipe
 
 pytestmark = pytest.mark.timeout(600)
@@ -261,7 +259,11 @@ def test_more_workers_than_fit_are_given_up_at_the_deadline(ray_project):
         assert "no place" in gone.reason
 
 
-def test_a_worker_that_cannot_begin_says_what_was_raised_not_that_ray_heard_of_it():
+def test_a_worker_that_cannot_begin_says_what_was_raised_not_that_ray_heard_of_it(ray_home):
+    from ray.exceptions import ActorDiedError, RayTaskError  # once connected: Ray reads its environment at its import
+
+    from mlops.training.ray_group import explain_death
+
     try:
         raise ValueError("no such folder\nand more")
     except ValueError as error:
