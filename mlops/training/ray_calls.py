@@ -24,6 +24,7 @@ from mlops.training.watchdog import Watchdog
 
 START_SECONDS = 120.0
 """How long actors may take to be placed and to open their state."""
+ASK_SECONDS = 0.05
 DEATH_SECONDS = 30.0
 """How long a killed actor is waited for: on a busy machine one that was just starting takes its time."""
 
@@ -215,10 +216,13 @@ def _now_us() -> int:
 
 
 def _is_dead(actor: _Actor) -> bool:
-    try:
-        ray.get(actor.handle.extend.remote(0), timeout=DEATH_SECONDS)  # one that lives all the same ends by this
-    except ray.exceptions.RayActorError:
-        return True
-    except Exception:  # no answer in time, or no Ray: nobody knows
-        return False
+    limit = time.monotonic() + DEATH_SECONDS
+    while (left := limit - time.monotonic()) > 0:
+        try:
+            ray.get(actor.handle.extend.remote(0), timeout=left)  # one that lives all the same ends by this
+        except ray.exceptions.RayActorError:
+            return True
+        except Exception:  # no answer in time, or no Ray: nobody knows
+            return False
+        time.sleep(ASK_SECONDS)  # it answered before the order to end reached it
     return False

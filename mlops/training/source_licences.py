@@ -6,6 +6,7 @@ Leaves to others: the report and what a finding leads to (source_check.py), lega
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.metadata
 import re
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ ALLOWED = (
 FORBIDDEN = (r"\bl?gpl|\bagpl|\bgnu\b", r"\bsspl\b", r"\bcommercial\b|\bproprietary\b|\bnon-?commercial\b|\bbusl\b")
 
 EXCEPTIONS: Mapping[str, str] = {
+    # name, or a pattern of names: why
     "grandalf": "GPL-2.0-only: draws DVC's graphs; run as a tool on this machine, never shipped in an image",
     "pygit2": "GPL-2.0 with linking exception: linking from any licence is allowed; only DVC uses it",
     "psycopg": "LGPL-3.0: used unchanged as a library, only with a PostgreSQL ledger; never shipped in an image",
@@ -31,6 +33,8 @@ EXCEPTIONS: Mapping[str, str] = {
     "asyncssh": "EPL-2.0 (or GPL-2.0): used unchanged, only by DVC for ssh remotes; never shipped in an image",
     "dulwich": "Apache-2.0 chosen out of its two licences; only DVC uses it",
     "skops": "MIT by its repository's LICENSE file; the wheel's metadata says only `OSI Approved`",
+    "nvidia-*": "NVIDIA's own licences: the CUDA libraries of torch's default build, which may be used and passed on with it",
+    "cuda-toolkit": "as nvidia-*: names those libraries; the wheel's metadata leaves its licence out",
     "huey": "MIT by its repository's LICENSE file; the wheel's metadata leaves it out",
 }
 
@@ -74,7 +78,7 @@ def judge_licence(name: str, licence: str) -> str:
 
     Of alternatives (`OR`) one must be allowed, of parts (`AND`, several classifiers) all.
     """
-    if name.lower().replace("_", "-") in EXCEPTIONS:
+    if any(fnmatch.fnmatchcase(name.lower().replace("_", "-"), pattern) for pattern in EXCEPTIONS):
         return ""
     if not licence.strip():
         return "states no licence"

@@ -135,6 +135,8 @@ def test_a_licence_is_judged(licence: str):
 def test_an_exception_is_by_name_only():
     assert judge_licence("psycopg", "LGPL-3.0-only") == ""
     assert judge_licence("psycopg2", "LGPL-3.0-only") != ""
+    assert judge_licence("nvidia_cudnn-cu13", "LicenseRef-NVIDIA-Proprietary") == ""
+    assert judge_licence("not-nvidia-cudnn", "LicenseRef-NVIDIA-Proprietary") != ""
 
 
 def test_a_locked_version_that_is_not_the_installed_one_blocks_and_a_local_tag_does_not():
