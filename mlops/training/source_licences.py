@@ -33,7 +33,7 @@ EXCEPTIONS: Mapping[str, str] = {
     "asyncssh": "EPL-2.0 (or GPL-2.0): used unchanged, only by DVC for ssh remotes; never shipped in an image",
     "dulwich": "Apache-2.0 chosen out of its two licences; only DVC uses it",
     "skops": "MIT by its repository's LICENSE file; the wheel's metadata says only `OSI Approved`",
-    "nvidia-*": "NVIDIA's own licences: the CUDA libraries of torch's default build, which may be used and passed on with it",
+    "nvidia-*": "NVIDIA's own licences: CUDA libraries of torch's default build, which may be used and passed on",
     "cuda-toolkit": "as nvidia-*: names those libraries; the wheel's metadata leaves its licence out",
     "huey": "MIT by its repository's LICENSE file; the wheel's metadata leaves it out",
 }
