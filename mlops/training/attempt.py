@@ -109,6 +109,36 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class AttemptResult:
+    """How an attempt ended on one worker."""
+
+    outcome: str
+    """As in `Ended`."""
+    usage: Usage
+    weights_file: str = ""
+    weights_sha256: str = ""
+    reason: str = ""
+    last_report: tuple[int, Mapping[str, float]] | None = None
+    """Epoch and metrics of the last epoch, where they travel with the end."""
+    has_lost_peer: bool = False
+    """It is `lost` because another worker went away: why is that one's to say, or that of who sees it die."""
+
+    @property
+    def is_bad(self) -> bool:
+        """`failed` or `lost`."""
+        return self.outcome in ("failed", "lost")
+
+
+def choose_result(by_rank: Mapping[int, AttemptResult]) -> AttemptResult:
+    """What the workers of a group say together: what went wrong where it began, else what the first one says.
+
+    When a worker failed, what the others say follows from it; they often have no reason, or only that it left.
+    """
+    worst = min(by_rank.values(), key=lambda result: (not result.is_bad, result.has_lost_peer, not result.reason))
+    return worst if worst.is_bad else by_rank[0]
+
+
+@dataclass(frozen=True)
 class Ended:
     """An attempt came to its end."""
 

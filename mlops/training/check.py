@@ -18,13 +18,13 @@ import torch
 
 from mlops.datasets.reader import Batch
 from mlops.errors import TrainingError
-from mlops.training.attempt import BatchSource
+from mlops.training.attempt import AttemptResult, BatchSource
 from mlops.training.contract import Contract
 from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, run_local
 from mlops.training.spec import SweepSpec
 from mlops.training.trainer import Violation
 from mlops.training.undone_steps import undone_steps
-from mlops.training.worker import WRITES, AttemptResult, seed_everything
+from mlops.training.worker import WRITES, seed_everything
 
 CHECK_EPOCHS = 3
 CHECK_ROWS = 1_024

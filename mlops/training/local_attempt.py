@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlops.training.attempt import Answer, AttemptTask, BatchSource, split_system
+from mlops.training.attempt import Answer, AttemptResult, AttemptTask, BatchSource, split_system
 from mlops.training.seeds import derive_seed
 from mlops.training.spec import SweepSpec
-from mlops.training.worker import AttemptResult, run_attempt
+from mlops.training.worker import run_attempt
 
 
 @dataclass

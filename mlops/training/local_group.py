@@ -17,14 +17,13 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from mlops.training.attempt import AttemptTask, BatchSource
+from mlops.training.attempt import AttemptResult, AttemptTask, BatchSource
 from mlops.training.local_attempt import LocalChannel, LocalTrial
 from mlops.training.process_group import find_free_port
-from mlops.training.worker import AttemptResult, run_attempt
+from mlops.training.worker import run_attempt
 
 PATIENCE = timedelta(days=1)
 END_SECONDS = 10.0
-_BAD = ("failed", "lost")
 
 
 def run_local_group(
@@ -71,18 +70,18 @@ def _run_other(
     with _joined(rank, workers, port):
         source, channel = open_source(), LocalChannel()
         result = run_attempt(task, source=source, channel=channel, rank=rank, world_size=workers, device="cpu")
-        answer.send(f"worker {rank}: {result.reason}" if result.outcome in _BAD else "")
+        answer.send(f"worker {rank}: {result.reason}" if result.is_bad and not result.has_lost_peer else "")
 
 
 def _name_first_failure(result: AttemptResult, answers: list[Connection]) -> AttemptResult:
     """When a worker failed alone, what the others say follows from it: they lost their connection to it."""
-    if result.outcome not in _BAD or "onnection" not in result.reason:
+    if not result.has_lost_peer:
         return result
     for answer in answers:
         with contextlib.suppress(EOFError, OSError):
             said = answer.recv() if answer.poll() else ""
             if said:
-                return replace(result, reason=said)
+                return replace(result, outcome="failed", reason=said)
     return result
 
 

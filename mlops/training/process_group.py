@@ -24,7 +24,19 @@ from mlops.clock import SECOND_US
 from mlops.datasets.version import DatasetVersion
 from mlops.places import Places
 from mlops.provenance.confinement import confined_command
-from mlops.training.attempt import Answer, AttemptTask, Ended, Event, Gone, GroupShape, Ready, Reported, Usage
+from mlops.training.attempt import (
+    Answer,
+    AttemptResult,
+    AttemptTask,
+    Ended,
+    Event,
+    Gone,
+    GroupShape,
+    Ready,
+    Reported,
+    Usage,
+    choose_result,
+)
 
 _STOP_SECONDS = 5.0
 
@@ -35,7 +47,7 @@ class _Group:
     started_us: int
     limit_us: int
     ready: dict[int, str] = field(default_factory=dict)
-    ended: dict[int, dict[str, Any]] = field(default_factory=dict)
+    ended: dict[int, AttemptResult] = field(default_factory=dict)
     task: AttemptTask | None = None
 
 
@@ -178,7 +190,8 @@ class ProcessCrew:
             epoch, metrics = message["report"]
             return [Reported.of(name, group.task, epoch=epoch, numbers=metrics)]
         if message.get("ended") and group.task is not None:
-            group.ended[rank] = message["ended"]
+            said = message["ended"]
+            group.ended[rank] = AttemptResult(**{**said, "usage": Usage(**said["usage"])})
             return _end(name, group, group.task) if len(group.ended) == len(group.processes) else []
         reason = message.get("reason") or f"exit code {message.get('exit')}"
         return [Gone(name, f"worker {rank} died: {reason}")]
@@ -186,25 +199,25 @@ class ProcessCrew:
 
 def _end(name: str, group: _Group, task: AttemptTask) -> list[Event]:
     """The report of the last epoch, if it came so far, and the end."""
-    first = group.ended[0]
-    last = first["last_report"]
-    reports: list[Event] = [Reported.of(name, task, epoch=last[0], numbers=last[1])] if last else []
-    worst = min(group.ended.values(), key=lambda result: (result["outcome"] != "failed", not result["reason"]))
-    chosen = worst if worst["outcome"] == "failed" else first
+    first, chosen = group.ended[0], choose_result(group.ended)
+    reports: list[Event] = []
+    if first.last_report is not None:
+        epoch, numbers = first.last_report
+        reports.append(Reported.of(name, task, epoch=epoch, numbers=numbers))
     usage = Usage(
-        busy_us=max(result["usage"]["busy_us"] for result in group.ended.values()),
-        data_wait_us=max(result["usage"]["data_wait_us"] for result in group.ended.values()),
-        peak_memory_bytes=max(result["usage"]["peak_memory_bytes"] for result in group.ended.values()),
+        busy_us=max(result.usage.busy_us for result in group.ended.values()),
+        data_wait_us=max(result.usage.data_wait_us for result in group.ended.values()),
+        peak_memory_bytes=max(result.usage.peak_memory_bytes for result in group.ended.values()),
     )
     ended = Ended(
         name,
         task.trial,
         task.attempt,
-        chosen["outcome"],
+        chosen.outcome,
         usage,
-        weights_file=first["weights_file"],
-        weights_sha256=first["weights_sha256"],
-        reason=chosen["reason"],
+        weights_file=first.weights_file,
+        weights_sha256=first.weights_sha256,
+        reason=chosen.reason,
     )
     return [*reports, ended]
 

@@ -25,6 +25,7 @@ from mlops.clock import SECOND_US
 from mlops.provenance.digest import digest_json
 from mlops.training.attempt import (
     Answer,
+    AttemptResult,
     AttemptTask,
     Ended,
     Event,
@@ -35,18 +36,21 @@ from mlops.training.attempt import (
     Ready,
     Reported,
     Usage,
+    choose_result,
 )
 from mlops.training.ray_nodes import find_draining_nodes, is_node_loss
 from mlops.training.ray_worker import WorkerSetup, make_actor_class
 
-STRAGGLER_SECONDS = 20.0
-"""When one worker of an attempt has ended, the others must end within this, or the group is given up."""
+FAILED_SECONDS = 1.0
+"""When a worker of an attempt has failed, the others hang in a collective: they have so long to say the same."""
+FATE_SECONDS = 30.0
+"""When the connection to a worker broke, Ray has so long to see that it or its node died: it counts missed heartbeats
+for some 20 s."""
 ADOPT_SECONDS = 10.0
 """A kept group answers within this, or a new one is started."""
 KEEP_SECONDS = 5.0
 LOOK_SECONDS = 2.0
 """So often the driver asks how far trials are, and which nodes are drained."""
-_BAD = ("failed", "lost")
 
 
 @dataclass
@@ -54,13 +58,9 @@ class _Run:
     """One attempt on all workers of a group."""
 
     task: AttemptTask
-    results: dict[int, Any] = field(default_factory=dict)
-    first_end_us: int = 0
-
-    @property
-    def has_failed(self) -> bool:
-        """On one worker at least."""
-        return any(result.outcome in _BAD for result in self.results.values())
+    results: dict[int, AttemptResult] = field(default_factory=dict)
+    limit_us: int = 0
+    """When it is given up, since a worker failed; 0 while none has."""
 
 
 @dataclass
@@ -84,6 +84,9 @@ class _Group:
     reporting: _Run | None = None
     """The attempt that an answer is for."""
     nodes: set[str] = field(default_factory=set)
+    doubt: tuple[int, str] | None = None
+    """A worker to which the connection broke, and what was said: dead or not, Ray does not know yet."""
+    doubt_limit_us: int = 0
     steps: int = 0
     is_draining: bool = False
     is_joined: bool = False
@@ -253,13 +256,20 @@ class RayCrew:
         group = self._groups[name]
         try:
             value = ray.get(reference)
+        except ray.exceptions.ActorUnavailableError as error:
+            if group.doubt is None:
+                group.doubt = (rank, explain_death(error, rank=rank))
+                group.doubt_limit_us = _now_us() + round(FATE_SECONDS * SECOND_US)
+            return  # asked again in `_look_at_groups`
         except ray.exceptions.RayError as error:
             self._give_up(group, explain_death(error, rank=rank), is_preemption=is_node_loss(error))
             return
         except Exception as error:  # raised by our own code in the worker
             self._give_up(group, f"worker {rank}: {type(error).__name__}: {error}")
             return
-        if run is not None:
+        if what == "fate":
+            self._give_up(group, group.doubt[1] if group.doubt else "")  # it lives, but what it was asked is lost
+        elif run is not None:
             {"report": self._reported, "run": self._ran}[what](group, run, rank, value)
         else:
             {"describe": self._described, "join": self._joined, "progress": self._progressed}[what](group, rank, value)
@@ -313,23 +323,23 @@ class RayCrew:
 
     def _ran(self, group: _Group, run: _Run, rank: int, value: Any) -> None:
         run.results[rank] = value
-        run.first_end_us = run.first_end_us or _now_us()
+        if value.is_bad:
+            limit_us = _now_us() + round((FATE_SECONDS if value.has_lost_peer else FAILED_SECONDS) * SECOND_US)
+            run.limit_us = min(run.limit_us or limit_us, limit_us)
         while group.runs and len(group.runs[0].results) == group.shape.workers:
             self._end_attempt(group)
 
-    def _end_attempt(self, group: _Group, *, is_broken: bool = False) -> None:
+    def _end_attempt(self, group: _Group) -> None:
         run = group.runs.pop(0)
         task, results = run.task, run.results
-        # The one with a reason first: when one worker failed, what the others say follows from it.
-        worst = min(results.values(), key=lambda result: (result.outcome not in _BAD, not result.reason))
-        of_first = results.get(0, worst)
+        chosen = choose_result(results)
+        of_first = results.get(0, chosen)
         usage = Usage(
             busy_us=max(result.usage.busy_us for result in results.values()),
             data_wait_us=max(result.usage.data_wait_us for result in results.values()),
             peak_memory_bytes=max(result.usage.peak_memory_bytes for result in results.values()),
             growth_bytes=max(result.usage.growth_bytes for result in results.values()),
         )
-        chosen = worst if worst.outcome in _BAD else of_first
         if of_first.last_report is not None:
             epoch, numbers = of_first.last_report
             self._queued.append(Reported.of(group.name, task, epoch=epoch, numbers=numbers))
@@ -346,7 +356,7 @@ class RayCrew:
                 reason=chosen.reason,
             )
         )
-        if chosen.outcome in _BAD or is_broken:
+        if chosen.is_bad:
             self._give_up(group, "given up after its trial failed")  # what the trainer left behind is unknown
 
     def _look_at_clocks(self) -> None:
@@ -358,18 +368,21 @@ class RayCrew:
             if group.start_limit_us and now_us > group.start_limit_us:
                 self._give_up(group, "no place for all its workers before the deadline")
                 continue
+            if group.doubt is not None and now_us > group.doubt_limit_us:
+                self._give_up(group, group.doubt[1])
+                continue
             run = group.runs[0] if group.runs else None
-            since_us = now_us - run.first_end_us if run is not None and run.first_end_us else 0
-            if since_us > STRAGGLER_SECONDS * SECOND_US:
-                self._end_attempt(group, is_broken=True)
-            elif run is not None and since_us > SECOND_US and run.has_failed:
-                self._end_attempt(group, is_broken=True)  # the others hang in a collective
+            if run is not None and run.limit_us and now_us > run.limit_us:
+                self._end_attempt(group)
 
     def _look_at_groups(self) -> None:
-        """Ask how far trials are, and whether the cluster takes a group's machine away."""
-        asked = {name for name, what, _, _ in self._waiting.values() if what == "progress"}
+        """Ask how far trials are, whether a worker lives, and whether the cluster takes a group's machine away."""
+        asked = {(name, what) for name, what, _, _ in self._waiting.values()}
         for group in self._groups.values():
-            if group.runs and group.name not in asked:
+            if group.doubt is not None and (group.name, "fate") not in asked:
+                rank, _ = group.doubt
+                self._waiting[group.actors[rank].describe.remote()] = (group.name, "fate", rank, None)
+            elif group.runs and group.doubt is None and (group.name, "progress") not in asked:
                 self._waiting[group.actors[0].progress.remote()] = (group.name, "progress", 0, None)
         draining = find_draining_nodes() if self._groups else {}
         for group in self._groups.values():
@@ -380,7 +393,7 @@ class RayCrew:
 
     def _give_up(self, group: _Group, reason: str, *, is_preemption: bool = False, is_hopeless: bool = False) -> None:
         self._waiting = {ref: what for ref, what in self._waiting.items() if what[0] != group.name}
-        group.start_limit_us, group.runs = 0, []
+        group.start_limit_us, group.runs, group.doubt = 0, [], None
         self._queued.append(Gone(group.name, reason, is_preemption=is_preemption, is_hopeless=is_hopeless))
 
 

@@ -17,18 +17,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
 from mlops.processes import collect_less
 from mlops.provenance.confinement import call_confined, confine
-from mlops.training.attempt import Answer, AttemptKey, AttemptTask, BatchSource, Usage
+from mlops.training.attempt import Answer, AttemptKey, AttemptResult, AttemptTask, BatchSource, Usage
 from mlops.training.locked_environment import explain_difference
 from mlops.training.watchdog import EXIT_UNPAID, Watchdog
-
-if TYPE_CHECKING:
-    from mlops.training.worker import AttemptResult
 
 JOIN_SECONDS = 60.0
 _THIS_PROCESS = psutil.Process()
@@ -198,7 +195,7 @@ class WorkerActor:
             task: What is run.
             after: An attempt whose end is waited for; it was given to this worker before.
         """
-        from mlops.training.worker import AttemptResult, run_attempt
+        from mlops.training.worker import run_attempt
 
         self._confine_thread()
         talk = self._talk(task.key)
@@ -221,7 +218,7 @@ class WorkerActor:
                 on_trained=lambda: self._pass_turn(task.key, is_early=True),
             )
             result = call_confined(attempt, writable=self._make_folders(task))
-            is_sound = result.outcome not in ("failed", "lost")
+            is_sound = not result.is_bad
         finally:
             talk.end()
             gc.collect()

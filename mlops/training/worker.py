@@ -16,7 +16,6 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,7 +25,7 @@ from numpy.typing import NDArray
 
 from mlops.datasets.reader import Batch
 from mlops.errors import EnvironmentFault, TrainingError
-from mlops.training.attempt import SYSTEM_PREFIX, Answer, AttemptTask, BatchSource, Usage
+from mlops.training.attempt import SYSTEM_PREFIX, Answer, AttemptResult, AttemptTask, BatchSource, Usage
 from mlops.training.audit_pool import choose_pool, draw_members, keep_mask, save_audit, score_pool, select_rows
 from mlops.training.checkpoints import CheckpointWriter, fence_folder, load_newest, require_unfenced, save_weights
 from mlops.training.data_parallel import make_parallel
@@ -74,20 +73,6 @@ class _Stopped(BaseException):
     def __init__(self, outcome: str) -> None:
         super().__init__(outcome)
         self.outcome = outcome
-
-
-@dataclass(frozen=True)
-class AttemptResult:
-    """How an attempt ended on one worker."""
-
-    outcome: str
-    """`complete`, `pruned`, `yielded` or `failed`."""
-    usage: Usage
-    weights_file: str = ""
-    weights_sha256: str = ""
-    reason: str = ""
-    last_report: tuple[int, Mapping[str, float]] | None = None
-    """Epoch and metrics of the last epoch, where they travel with the end."""
 
 
 class Worker:
@@ -463,7 +448,7 @@ def run_attempt(
     device: str,
     on_trained: Callable[[], None] = lambda: None,
 ) -> AttemptResult:
-    """Run the trainer once; its exceptions become a `failed` result with one sentence.
+    """Run the trainer once; its exceptions become a `failed` or `lost` result with one sentence.
 
     Args:
         task: Which attempt.
@@ -476,7 +461,7 @@ def run_attempt(
     """
     started = time.monotonic_ns()
     worker = Worker(task, source=source, channel=channel, rank=rank, world_size=world_size, device=device)
-    outcome, reason, weights_file, sha256 = "complete", "", "", ""
+    outcome, reason, weights_file, sha256, has_lost_peer = "complete", "", "", "", False
     try:
         if rank == 0:
             fence_folder(Path(task.trial_folder), attempt=task.attempt)
@@ -496,11 +481,34 @@ def run_attempt(
     except EnvironmentFault as error:  # storage, not the trainer: the attempt is repeated
         outcome, reason = "lost", error.message
     except Exception as error:  # the trainer is user code: whatever it raises is its trial's reason
-        outcome, reason = "failed", describe_error(error, trainer=task.trainer_file)
+        has_lost_peer = is_peer_loss(error)
+        outcome = "lost" if has_lost_peer else "failed"
+        reason = describe_error(error, trainer=task.trainer_file)
     worker.close()
     busy_us = (time.monotonic_ns() - started) // 1_000
     usage = Usage(busy_us=busy_us, data_wait_us=worker.data_wait_us, peak_memory_bytes=_peak_memory_bytes())
-    return AttemptResult(outcome, usage, weights_file=weights_file, weights_sha256=sha256, reason=reason)
+    return AttemptResult(
+        outcome,
+        usage,
+        weights_file=weights_file,
+        weights_sha256=sha256,
+        reason=reason,
+        has_lost_peer=has_lost_peer,
+    )
+
+
+def is_peer_loss(error: BaseException | None) -> bool:
+    """Whether a collective ended because another worker went away or did not answer, which is not the trainer's fault.
+
+    torch raises its DistError for nccl; gloo's errors are plain RuntimeErrors that name the file of its transport.
+    """
+    while error is not None:
+        if isinstance(error, torch.distributed.DistError):
+            return True
+        if isinstance(error, RuntimeError) and "gloo/transport/" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def describe_error(error: BaseException, *, trainer: str) -> str:

@@ -5,10 +5,12 @@ Run by test_training_ray_clusters.py in a process of its own: Ray keeps the firs
 
 import os
 import runpy
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -60,17 +62,24 @@ def cluster(nodes, monkeypatch):
 
 
 def test_a_node_lost_in_the_middle_of_a_group_costs_a_preemption_and_no_result(undisturbed, project, cluster):
+    """The other worker hears at once that its peer is gone, the cluster seconds later that the node is."""
     made, nodes = cluster
-    lost = []
+    losers = []
 
     def say(line):
-        if "trial 1 epoch 2/3" in line and not lost:
-            lost.append(nodes[1])
-            made.remove_node(nodes[1], allow_graceful=False)
+        if "trial 1 epoch 2/3" in line and not losers:
+            raylet = psutil.Process(nodes[1].all_processes["raylet"][0].process.pid)
+            workers = [each for each in raylet.children(recursive=True) if "WorkerActor" in each.name()]
+            raylet.suspend()  # it sees nothing of what follows
+            for worker in workers:
+                worker.kill()
+            assert workers
+            losers.append(threading.Timer(3.0, raylet.kill))
+            losers[0].start()
             made.add_node(num_cpus=2, num_gpus=1)
 
-    outcome = project.launch(project.calm_spec(groups=1, accelerators="2xcpu", max_failures=1), say=say)
-    assert lost
+    outcome = project.launch(project.calm_spec(groups=1, accelerators="2xcpu", max_failures=0), say=say)
+    losers[0].join()
     assert results_of(outcome) == results_of(undisturbed.outcome)
     assert not project.leases.live
     assert leaked_groups() == []

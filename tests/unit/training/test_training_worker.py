@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlops.training.attempt import Answer
+from mlops.training.attempt import Answer, AttemptResult, Usage, choose_result
 from mlops.training.checkpoints import fence_folder
 from mlops.training.worker import Worker, run_attempt
 
@@ -135,6 +135,39 @@ def test_a_trial_that_yields_inside_an_epoch_goes_on_to_the_same_weights(make_ta
     second = run(make_task(trial_folder=folder, attempt=1), source, channel())
     assert (first.outcome, second.outcome) == ("yielded", "complete")
     assert second.weights_sha256 == whole.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("raised", "outcome"),
+    [
+        ("RuntimeError('[/build/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2740')", "lost"),
+        ("torch.distributed.DistBackendError('NCCL error: remote process exited')", "lost"),
+        ("RuntimeError('shapes differ')", "failed"),
+        ("ConnectionResetError('of the trainer, not of the group')", "failed"),
+    ],
+)
+def test_a_worker_that_loses_another_one_is_lost_and_did_not_fail(
+    make_task, source, channel, tmp_path, raised, outcome
+):
+    wrapped = f"    try:\n        raise {raised}\n    except Exception as error:\n        raise ValueError from error"
+    for text in (f"    raise {raised}", wrapped):
+        result = run(with_body(make_task(), tmp_path, text), source, channel())
+        assert (result.outcome, result.has_lost_peer) == (outcome, outcome == "lost")
+
+
+def result_of(outcome, **more):
+    return AttemptResult(outcome, Usage(0, 0), **more)
+
+
+def test_of_several_workers_that_one_speaks_where_it_began():
+    complete, cause = result_of("complete", weights_file="w"), result_of("failed", reason="only here")
+    peerless = result_of("lost", reason="connection closed", has_lost_peer=True)
+    silent = result_of("lost", reason="")
+    assert choose_result({0: complete, 1: result_of("complete")}) is complete
+    assert choose_result({0: complete, 1: peerless}) is peerless
+    assert choose_result({0: peerless, 1: cause, 2: complete}) is cause
+    assert choose_result({0: silent, 2: cause}) is cause
+    assert choose_result({1: peerless}) is peerless
 
 
 def test_a_late_attempt_commits_nothing_once_a_later_one_has_begun(make_task, source, channel, tmp_path):
