@@ -25,6 +25,7 @@ from mlops.training.watchdog import Watchdog
 START_SECONDS = 120.0
 """How long actors may take to be placed and to open their state."""
 ASK_SECONDS = 0.05
+"""Until a killed actor that may still live is asked again."""
 DEATH_SECONDS = 30.0
 """How long a killed actor is waited for: on a busy machine one that was just starting takes its time."""
 
@@ -220,9 +221,11 @@ def _is_dead(actor: _Actor) -> bool:
     while (left := limit - time.monotonic()) > 0:
         try:
             ray.get(actor.handle.extend.remote(0), timeout=left)  # one that lives all the same ends by this
+        except ray.exceptions.ActorUnavailableError:
+            pass  # the connection broke, and Ray does not know yet why
         except ray.exceptions.RayActorError:
             return True
         except Exception:  # no answer in time, or no Ray: nobody knows
             return False
-        time.sleep(ASK_SECONDS)  # it answered before the order to end reached it
+        time.sleep(ASK_SECONDS)  # or it answered before the order to end reached it
     return False
