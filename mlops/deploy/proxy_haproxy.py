@@ -199,6 +199,11 @@ class Proxy:
         return EnvironmentFault(f"haproxy could not start for {self.label}: {text.strip()[-500:]}")
 
 
+def is_stopped(folder: Path) -> bool:
+    """Whether this machine had a proxy in a folder that runs no more: stopped, or ended with the machine."""
+    return folder.is_dir() and Proxy(folder, 0, "").find_pid() is None
+
+
 def render_config(port: int, weights: Mapping[int, int]) -> str:
     """The proxy's configuration; slots without a weight are disabled."""
     lines = []

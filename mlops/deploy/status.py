@@ -11,7 +11,7 @@ from typing import Any
 from mlops.clock import render_time
 from mlops.deploy import sql_deployments, traffic_switch
 from mlops.deploy.environment import EnvironmentSpec
-from mlops.deploy.proxy_haproxy import Proxy
+from mlops.deploy.proxy_haproxy import Proxy, is_stopped
 from mlops.deploy.site import Site
 from mlops.deploy.state_keeper import find_hand_edit, load_desired_state
 from mlops.errors import MlopsError
@@ -88,7 +88,7 @@ def load_environment_status(site: Site, rules: EnvironmentSpec) -> EnvironmentSt
         folder = site.places.serving_state / rules.name / release.product
         way = traffic_switch.read_way_back(folder)
         proxy = Proxy(folder, 0, release.product)
-        is_down = bool(serving) and folder.is_dir() and proxy.find_pid() is None
+        is_down = bool(serving) and is_stopped(folder)
         failures = [
             f"{render_time(entry.at_us)} {entry.image[:19]}: {entry.why}"
             for entry in barred

@@ -61,10 +61,15 @@ def list_families(status: Status) -> Iterator[Family]:
     )
     yield from _products(status)
     served = [
-        Sample({"environment": it.environment, "product": it.product, "version": str(it.number)}, it.share / 100)
+        Sample(
+            {"environment": it.environment, "product": it.product, "version": str(it.number)},
+            0 if it.is_down else it.share / 100,
+        )
         for it in status.serving
     ]
-    yield Family("mlops_serving_share_ratio", "Share of an environment's traffic that a version has.", tuple(served))
+    yield Family(
+        "mlops_serving_share_ratio", "Share of traffic that a version has; 0 while it is stopped.", tuple(served)
+    )
     since = [
         Sample(
             {"environment": it.environment, "product": it.product, "version": str(it.number)}, it.since_us / SECOND_US

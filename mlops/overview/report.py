@@ -16,6 +16,7 @@ from mlops.deploy.admission import PROMOTION_STEP, ROLLBACK_STEP
 from mlops.deploy.approval import read_approval
 from mlops.deploy.consumer import load_consumers
 from mlops.deploy.environment import EnvironmentSpec, list_environments, load_environment
+from mlops.deploy.proxy_haproxy import is_stopped
 from mlops.deploy.roles import load_roles
 from mlops.deploy.sql_deployments import (
     DeploymentRow,
@@ -121,6 +122,8 @@ class Report:
     waiting: tuple[WaitingLine, ...]
     incidents: tuple[OpenIncident, ...]
     erasures: tuple[ErasureDeadlines, ...]
+    stopped: tuple[str, ...] = ()
+    """Environments that this machine served, and serves no more until a reconcile."""
 
 
 def load_report(project: Project, product: str, matters: OpenMatters) -> Report:
@@ -135,7 +138,8 @@ def load_report(project: Project, product: str, matters: OpenMatters) -> Report:
     rules = tuple(sorted(rules, key=lambda one: (-one.approvals.needed, one.name)))
     with project.ledger.read() as connection:
         serving = load_deployments(connection, product=product, is_current=True)
-        main = next((one.name for one in rules if any(row.environment == one.name for row in serving)), None)
+        here = {row.environment for row in serving}
+        main = next((one.name for one in rules if one.name in here), None)
         versions = _load_versions(connection, places, product)
         version, previous = _choose_versions(connection, versions, serving, main=main, product=product)
         moves = _load_moves(connection, product)
@@ -145,6 +149,7 @@ def load_report(project: Project, product: str, matters: OpenMatters) -> Report:
             now_us=now_us,
             environments=rules,
             serving=serving,
+            stopped=tuple(name for name in sorted(here) if is_stopped(places.serving_state / name / product)),
             main=main,
             version=version,
             previous=previous,

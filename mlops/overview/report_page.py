@@ -124,9 +124,10 @@ def write_headline(report: Report) -> str:
     shared = sorted(here, key=lambda row: -row.share)
     told = " and ".join(f"version {row.number} ({row.share} % of them)" for row in shared)
     who = told if len(shared) > 1 else f"version {version.number}"
-    text = (
-        f"In {report.main}, requests are answered by {who} of {report.product}, since {render_date(here[0].since_us)}."
-    )
+    since = render_date(here[0].since_us)
+    text = f"In {report.main}, requests are answered by {who} of {report.product}, since {since}."
+    if report.main in report.stopped:
+        text = f"In {report.main}, nothing answers requests now: {who} of {report.product} was stopped."
     checks = [check for check in _read_checks(version) if check.is_required]
     kept = sum(check.word == "PASS" for check in checks)
     text += f" It kept {kept} of the {len(checks)} things that are required of it"
@@ -142,6 +143,8 @@ def find_attention(report: Report) -> Iterator[str]:
         if request.overdue:
             are = "is" if request.overdue == 1 else "are"
             yield f"{_count(request.overdue, 'request')} to be forgotten {are} past the legal deadline."
+    for environment in report.stopped:
+        yield f"Nothing answers requests in {environment}: the machine was told to stop serving, or started again."
     for incident in report.incidents:
         yield f"Open incident (severity {incident.severity} of 3, 1 is worst): {incident.title}."
     for failed in report.failed:

@@ -14,6 +14,7 @@ from mlops.budgets.accounts import list_scopes, load_accounts
 from mlops.budgets.configuration import load_applied
 from mlops.clock import DAY_US, SECOND_US
 from mlops.deploy.environment import list_environments
+from mlops.deploy.proxy_haproxy import is_stopped
 from mlops.deploy.sql_deployments import load_deployments, load_desired
 from mlops.errors import MlopsError
 from mlops.overview.open_matters import ErasureDeadlines, OpenIncident, OpenMatters
@@ -63,6 +64,8 @@ class ServingLine:
     since_us: int
     is_committed: bool
     """Whether git holds the decision that put it there."""
+    is_down: bool = False
+    """This machine served it and does so no more: `mlops deploy stop`, or a restart of the machine."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def load_status(project: Project, matters: OpenMatters) -> Status:
     environments = list_environments(project.places)
     with project.ledger.read() as connection:
         products = tuple(_load_product(connection, name) for name in project.places.products())
-        serving = tuple(line for name in environments for line in _load_serving(connection, name))
+        serving = tuple(line for name in environments for line in _load_serving(connection, project.places, name))
         return Status(
             now_us=now_us,
             products=products,
@@ -192,11 +195,19 @@ def _verdict_of(check: Any) -> str:
     return str(check.get("verdict", "")) if isinstance(check, dict) else str(check)
 
 
-def _load_serving(connection: sa.Connection, environment: str) -> list[ServingLine]:
+def _load_serving(connection: sa.Connection, places: Places, environment: str) -> list[ServingLine]:
     desired = load_desired(connection, environment)
     is_committed = desired is None or desired.commit_hash is not None
     return [
-        ServingLine(row.environment, row.product, row.number, row.share, row.since_us, is_committed)
+        ServingLine(
+            row.environment,
+            row.product,
+            row.number,
+            row.share,
+            row.since_us,
+            is_committed,
+            is_down=is_stopped(places.serving_state / environment / row.product),
+        )
         for row in load_deployments(connection, environment=environment, is_current=True)
     ]
 

@@ -64,7 +64,9 @@ def _render_environments(status: Status) -> Iterator[str]:
 
 def _render_serving(line: ServingLine, now_us: int) -> str:
     share = "" if line.share == 100 else f" {line.share} %"
-    return f"{line.product}@{line.number}{share} since {render_age(line.since_us, now_us).removesuffix(' ago')}"
+    since = f"since {render_age(line.since_us, now_us).removesuffix(' ago')}"
+    stopped = f", stopped   → mlops deploy reconcile {line.environment}" if line.is_down else ""
+    return f"{line.product}@{line.number}{share} {since}{stopped}"
 
 
 def _render_budget(line: BudgetLine) -> str:

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 
 from mlops.deploy.promoting import promote
+from mlops.deploy.reconciler import stop_serving
+from mlops.deploy.status import load_environment_status
 from mlops.errors import Refusal
 from mlops.overview.open_matters import OpenIncident, OpenMatters
 from mlops.overview.report import load_report
 from mlops.overview.report_page import render_report_page
+from mlops.overview.status import load_status
 from mlops.project.opening import open_project
 
 ENVIRONMENTS = {
@@ -55,3 +58,12 @@ def test_what_serves_what_was_before_and_what_failed(world, project):
     assert report.entry.number == 2
     assert "gate-passed" in dict(report.entry.checklist)
     assert "version 2 of income" in render_report_page(report)
+
+
+def test_what_this_machine_stopped_is_said_to_be_stopped_everywhere(world, project):
+    serve(world, 1)
+    for is_down in (False, True):
+        assert [line.is_down for line in load_status(project, OpenMatters()).serving] == [is_down]
+        assert load_report(project, "income", OpenMatters()).stopped == ("production",) * is_down
+        assert [product.is_down for product in load_environment_status(world.site, world.rules).products] == [is_down]
+        list(stop_serving(world.reconciler()))

@@ -67,6 +67,12 @@ def test_a_number_of_the_status_stands_there(line: str) -> None:
     assert read(render_metrics(STATUS))[line] == LINES[line]
 
 
+def test_what_is_stopped_has_no_share() -> None:
+    stopped = replace(STATUS, serving=(replace(STATUS.serving[0], is_down=True),))
+    line = 'mlops_serving_share_ratio{environment="production",product="income",version="2"}'
+    assert read(render_metrics(stopped))[line] == 0
+
+
 def test_what_is_not_there_has_no_line() -> None:
     text = render_metrics(STATUS)
     assert 'mlops_budget_cap_usd{budget="r"' not in text

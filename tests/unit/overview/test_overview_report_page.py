@@ -150,6 +150,12 @@ def test_before_anything_serves_and_before_anything_is_released() -> None:
         assert "Nothing needs attention" in render_report_page(report)
 
 
+def test_what_was_stopped_is_not_said_to_answer() -> None:
+    stopped = replace(FULL, stopped=("production",))
+    assert "In production, nothing answers requests now: version 2 of income" in write_headline(stopped)
+    assert "Nothing answers requests in production" in list(find_attention(stopped))[1]
+
+
 def test_two_versions_side_by_side_are_both_named() -> None:
     text = write_headline(replace(FULL, serving=(served("production", 2, 90), served("production", 1, 10))))
     assert "version 2 (90 % of them) and version 1 (10 % of them)" in text

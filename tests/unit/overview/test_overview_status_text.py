@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -82,6 +83,12 @@ def full_status() -> Status:
 )
 def test_the_screen_says(words: str) -> None:
     assert words in render_status(full_status())
+
+
+def test_what_was_stopped_says_so_and_how_to_start_it() -> None:
+    line = replace(full_status().serving[0], is_down=True)
+    text = render_status(replace(full_status(), serving=(line,)))
+    assert "production: income@2 since 1 h, stopped   → mlops deploy reconcile production" in text
 
 
 def test_the_screen_fits_and_is_json_too() -> None:
