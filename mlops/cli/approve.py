@@ -22,11 +22,14 @@ def approve(reference: str, environment: str, reason: str, person: str | None, *
     from mlops.deploy.environment import load_environment
     from mlops.deploy.promoting import approve as sign
     from mlops.deploy.promotion_facts import find_release
-    from mlops.provenance.keys import load_key
+    from mlops.deploy.roles import load_roles
+    from mlops.provenance.keys import MACHINE, load_key
 
     site = open_site()
     rules = load_environment(site.places, environment)
     name = person or only_person(site.places.keys_folder)
+    if name == MACHINE:
+        raise ProvenanceError("a machine cannot approve", hint="name a person's key, see `mlops keys list`")
     key = load_key(site.places.keys_folder, name)
     if dry_run:
         with site.ledger.read() as connection:
@@ -39,6 +42,9 @@ def approve(reference: str, environment: str, reason: str, person: str | None, *
     approval = sign(site, rules, reference, key=key, reason=reason, purpose="erasure" if erasure else "promotion")
     kind = "retrains after erasures of " if erasure else ""
     click.echo(f"{name} approved {kind}{approval.product}@{approval.number} for {environment} ({approval.approval_id})")
+    if load_roles(site.places).person_of_key(key.public) is None:
+        hint = f"mlops keys init --person {name}"
+        click.echo(f"note: it does not count until deploy/roles.yaml gives this key to a person: {hint}", err=True)
     click.echo(f"next: mlops promote {approval.product}@{approval.number} --to {environment} --dry-run")
 
 

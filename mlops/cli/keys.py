@@ -18,7 +18,7 @@ def keys() -> None:
 @keys.command()
 @click.option("--person", metavar="NAME", help="Also make the key of a person who approves.")
 @click.option("--email", "emails", multiple=True, help="Address of the person's commits; authors cannot approve alone.")
-@click.option("--role", "roles", multiple=True, default=("approver",), show_default=True, help="Role of a new person.")
+@click.option("--role", "roles", multiple=True, help="Role of a new person [default: approver].")
 @click.option("--machine", metavar="NAME", default=None, help="This machine's name in roles.yaml [default: host name].")
 @click.option("--dry-run", is_flag=True, help="Say what would be made and written.")
 @click.option("--json", "as_json", is_flag=True, help="Print the public keys as JSON.")
@@ -33,13 +33,17 @@ def init(
 ) -> None:
     """Make this machine's key, and a person's; enter their public halves into deploy/roles.yaml."""
     from mlops.files import write_atomically  # here and below: after parsing, so that --help needs none of it
-    from mlops.overview.key_entry import EMPTY_FILE, KeyEntry, add_key_entry
+    from mlops.overview.key_entry import EMPTY_FILE, KeyEntry, add_key_entry, require_same_person
     from mlops.project.opening import open_project
     from mlops.provenance.keys import MACHINE, key_file, make_key
 
     project = open_project()
     if person == MACHINE:
         raise ProjectError(f"a person cannot be called {MACHINE!r}: that is this machine's key", hint="choose a name")
+    path = project.places.root / "deploy" / "roles.yaml"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if person:
+        require_same_person(before, person, roles=roles, emails=emails)
     folder = project.places.keys_folder
     names = [MACHINE, *([person] if person else [])]
     if dry_run:
@@ -48,11 +52,11 @@ def init(
             click.echo(f"would {verb} {key_file(folder, name)} and enter it into deploy/roles.yaml")
         return
     made = {name: make_key(folder, name, clock=project.clock).public for name in names}
-    path = project.places.root / "deploy" / "roles.yaml"
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
     text = add_key_entry(before or EMPTY_FILE, KeyEntry("machines", machine or socket.gethostname(), made[MACHINE]))
     if person:
-        text = add_key_entry(text, KeyEntry("people", person, made[person], roles=roles, emails=emails))
+        text = add_key_entry(
+            text, KeyEntry("people", person, made[person], roles=roles or ("approver",), emails=emails)
+        )
     if text != before:
         write_atomically(path, text)
     if as_json:

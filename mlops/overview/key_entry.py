@@ -5,6 +5,7 @@ Leaves to others: what the file means (mlops/deploy/roles.py) and making the key
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -50,6 +51,27 @@ def add_key_entry(text: str, entry: KeyEntry) -> str:
             "deploy/roles.yaml cannot be edited safely", hint="add by hand:", items=tuple(block.split("\n"))
         )
     return edited
+
+
+def require_same_person(text: str, person: str, *, roles: tuple[str, ...], emails: tuple[str, ...]) -> None:
+    """A person who stands in the file is never given other roles or addresses: people do that, and review it.
+
+    Raises:
+        ProjectError: Something is no address, or stands otherwise in the file.
+    """
+    for email in emails:
+        if not re.fullmatch(r"[^@\s]+@[^@\s]+", email):
+            raise ProjectError(f"{email!r} is not an address", hint="give the one that `git config user.email` prints")
+    owner = (_load(text).get("people") or {}).get(person)
+    if not isinstance(owner, dict):
+        return
+    for name, given in (("roles", roles), ("emails", emails)):
+        missing = [one for one in given if one not in (owner.get(name) or ())]
+        if missing:
+            raise ProjectError(
+                f"deploy/roles.yaml has {person} without {', '.join(missing)}",
+                hint=f"add to people.{person}.{name} there, and commit it",
+            )
 
 
 def _load(text: str) -> dict[str, Any]:

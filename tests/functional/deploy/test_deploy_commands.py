@@ -11,6 +11,7 @@ from mlops.cli.promote import promote
 from mlops.cli.rollback import rollback
 from mlops.deploy.promoting import promote as move
 from mlops.errors import MlopsError, Refusal
+from mlops.provenance.keys import make_key
 
 RULES = "version: 1\nname: production\napprovals: {needed: 1}\ntraffic: {ports: {income: 8711}}\n"
 
@@ -42,6 +43,9 @@ SENTENCES = {
     "approving with nobody's key": (
         approve, ["income@1", "--env", "production", "--reason", "x", "--key", "eve"], "no key", 6,
     ),
+    "approving with the machine's key": (
+        approve, ["income@1", "--env", "production", "--reason", "x", "--key", "machine"], "a machine cannot", 6,
+    ),
     "rolling back what never served": (rollback, ["production"], "nothing serves in 'production'", 2),
     "rolling back a product that never served": (
         rollback, ["production", "--product", "income"], "nothing was ever promoted to production", 2,
@@ -67,6 +71,17 @@ def test_a_dry_run_says_that_the_desired_state_was_edited_by_hand(project):
     told, _, code = call(deploy, "reconcile", "--dry-run")
     assert code == 1
     assert "desired-state-edited" in told
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_an_approval_that_does_not_count_yet_says_so(project, is_listed):
+    project.release(1)
+    if is_listed:
+        project.add_person("eve")
+    make_key(project.site.places.keys_folder, "eve-0", clock=project.site.clock)
+    output, _, code = call(approve, "income@1", "--env", "production", "--reason", "x", "--key", "eve-0")
+    assert code == 0
+    assert ("does not count until deploy/roles.yaml" in output) is not is_listed
 
 
 def test_status_and_reconcile_of_nothing(project):

@@ -74,6 +74,22 @@ def test_a_person_cannot_take_the_machines_name(root: Path) -> None:
         call("keys", "init", "--person", "machine")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--email", "ada"), "'ada' is not an address"),
+        (("--email", "other@x.org"), "has ada without other@x.org"),
+        (("--role", "officer"), "has ada without officer"),
+    ],
+)
+def test_what_would_not_be_entered_is_not_passed_over(root: Path, arguments: tuple[str, ...], said: str) -> None:
+    call("keys", "init", "--person", "ada", "--email", "ada@x.org")
+    before = (root / "deploy" / "roles.yaml").read_text()
+    with pytest.raises(ProjectError, match=said):
+        call("keys", "init", "--person", "ada", *arguments)
+    assert (root / "deploy" / "roles.yaml").read_text() == before
+
+
 def test_a_trace_shows_parameters_and_ingredients(root: Path) -> None:
     digest = record_one_step(root)
     text = call("trace", digest).output
