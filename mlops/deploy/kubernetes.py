@@ -22,6 +22,10 @@ from mlops.serving.runtime import IMAGE_GROUP_ID, IMAGE_USER_ID
 Kind = Literal["plain", "kserve"]
 Manifest = dict[str, Any]
 _PORT = 8080
+_LEAVING_SECONDS = 5
+"""A pod that ends goes on accepting for so long: until then the cluster still sends it requests."""
+_SPARE_SECONDS = 5
+"""Between the end of its requests and the kill."""
 _REPLICAS = 4
 """Pods of a product in plain manifests; shares are rounded to whole pods, one at least."""
 
@@ -147,10 +151,11 @@ def _annotations(release: ReleaseSet, version: ServedVersion) -> dict[str, str]:
 
 
 def _pod(release: ReleaseSet, version: ServedVersion, rules: EnvironmentSpec, registry: str) -> dict[str, Any]:
+    drain = max(1, round(rules.traffic.drain))
     limits = {"cpu": f"{round(rules.resources.cpus * 1000)}m", "memory": str(rules.resources.memory)}
     return {
         "automountServiceAccountToken": False,
-        "terminationGracePeriodSeconds": round(rules.traffic.drain) + 5,
+        "terminationGracePeriodSeconds": _LEAVING_SECONDS + drain + _SPARE_SECONDS,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": IMAGE_USER_ID,
@@ -162,7 +167,12 @@ def _pod(release: ReleaseSet, version: ServedVersion, rules: EnvironmentSpec, re
             {
                 "name": "kserve-container",
                 "image": f"{registry}/{release.product}@{version.image}",
-                "env": [{"name": "HOST", "value": "0.0.0.0"}, {"name": "PORT", "value": str(_PORT)}],  # noqa: S104 - in a pod
+                "env": [
+                    {"name": "HOST", "value": "0.0.0.0"},  # noqa: S104 - in a pod
+                    {"name": "PORT", "value": str(_PORT)},
+                    {"name": "DRAIN_SECONDS", "value": str(_LEAVING_SECONDS)},
+                    {"name": "STOP_TIMEOUT_SECONDS", "value": str(drain)},
+                ],
                 "ports": [{"containerPort": _PORT, "protocol": "TCP"}],
                 "readinessProbe": _probe("/v2/health/ready", rules),
                 "livenessProbe": _probe("/v2/health/live", rules),

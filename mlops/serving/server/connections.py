@@ -69,6 +69,10 @@ class BoundedProtocol(HttpToolsProtocol):
         """Refuse what is no HTTP, in JSON like every refusal."""
         self._end(400, msg)
 
+    def shutdown(self) -> None:
+        """End it a moment later: a request that lies in its socket unread would be lost, though the client sent it."""
+        self.loop.call_later(SWEEP_SECONDS, super().shutdown)
+
     def expire(self, now: float) -> None:
         """Cut off a request that did not arrive in time."""
         if now <= self.deadline or self.transport.is_closing():

@@ -142,7 +142,7 @@ class Column:
         Raises:
             BadRequestError: as `encode` and `check_numbers`.
         """
-        if self.categories is not None and values and type(values[0]) is str:
+        if self.categories is not None and values and type(values[0]) not in _NUMBERS:
             return self.encode(values)
         return self.check_numbers(values)
 

@@ -203,6 +203,15 @@ def test_manifests_name_images_by_digest_and_fit_their_schemas(kind):
         assert [manifest["spec"]["replicas"] for manifest in manifests[:2]] == [1, 3]
 
 
+def test_a_pod_that_ends_answers_until_no_traffic_comes_and_is_not_killed_before():
+    pod = render_manifests(STATE, make_rules(), kind="plain", registry="r")[0]["spec"]["template"]["spec"]
+    given = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+    leaving, finishing = int(given["DRAIN_SECONDS"]), int(given["STOP_TIMEOUT_SECONDS"])
+    assert leaving > 0
+    assert finishing == make_rules().traffic.drain
+    assert pod["terminationGracePeriodSeconds"] > leaving + finishing
+
+
 BREAKAGES = {
     "a tag instead of a digest": lambda pod: pod["containers"][0].update(image="registry/income:2"),
     "root": lambda pod: pod["securityContext"].update(runAsNonRoot=False),

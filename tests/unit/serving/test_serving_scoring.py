@@ -38,6 +38,7 @@ BAD = {
     "short rows": ({"dataframe_split": {"columns": list(ROW), "data": [[1]]}}, "a list of 6 values"),
     "an unknown category": ({"instances": [{**ROW, "sex": "?"}]}, "not one of Female, Male"),
     "a missing value": ({"instances": [{**ROW, "age": None}]}, "None is not a number"),
+    "a missing category": ({"instances": [{**ROW, "sex": None}]}, "None is not one of Female, Male"),
     "a ragged tensor": ({"instances": [{**ROW, "history": [[0, 1], [2]]}]}, "history"),
 }
 
