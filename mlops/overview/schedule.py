@@ -114,6 +114,7 @@ def render_systemd(jobs: Iterable[Job], where: Surroundings) -> str:
 def render_workflow(jobs: Iterable[Job], _where: Surroundings) -> str:
     """A scheduled workflow (GitHub Actions form) of the jobs that need no state of this machine."""
     chosen = [job for job in jobs if not job.is_local and job.commands]
+    environment = {"MLOPS": "${{ vars.MLOPS }}"}  # where pip finds mlops; a project's Makefile asks for it
     steps: list[dict[str, Any]] = [
         {"uses": "actions/checkout@v4", "with": {"fetch-depth": 0}},
         {"uses": "actions/setup-python@v5", "with": {"python-version": "3.11"}},
@@ -124,7 +125,7 @@ def render_workflow(jobs: Iterable[Job], _where: Surroundings) -> str:
         "name": "mlops schedule",
         "on": {"schedule": [{"cron": job.cron} for job in chosen], "workflow_dispatch": {}},
         "permissions": {"contents": "read"},
-        "jobs": {"scheduled": {"runs-on": "ubuntu-latest", "steps": steps}},
+        "jobs": {"scheduled": {"runs-on": "ubuntu-latest", "env": environment, "steps": steps}},
     }
     text = yaml.safe_dump(workflow, sort_keys=False, allow_unicode=True, width=120)
     return "# .github/workflows/schedule.yml\n" + text.replace("'on':", "on:")

@@ -62,10 +62,17 @@ def plan_changed_products(
 def find_changed_products(places: Places, *, base: str, head: str) -> list[str]:
     """The same, read from git and the sweep specs.
 
+    Args:
+        places: The project.
+        base: Zeros, as a first push names what was before it, when there is no commit: then everything changed.
+        head: The commit after.
+
     Raises:
         ProvenanceError: No such commit.
         ProjectError: A sweep spec is broken.
     """
+    if set(base) == {"0"}:
+        return list(places.products())
     repository = open_repository(places.root)
     datasets = {name: load_sweep_spec(places.sweep_file(name)).dataset for name in places.products()}
     return plan_changed_products(

@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from mlops.deploy.environment import list_environments, load_environment
+from mlops.deploy.proxy_haproxy import Proxy
 from mlops.errors import MlopsError
 from mlops.places import Places
 from mlops.project.diagnosis import Diagnosis
@@ -172,7 +173,7 @@ def _examine_ports(places: Places) -> Iterator[Diagnosis]:
             owner = _find_listener(port)
             if owner is None:
                 yield Diagnosis(f"port {port}", "fine", f"free for {product} in {name}")
-            elif "haproxy" in owner:
+            elif Proxy(places.serving_state / name / product, port, product).find_pid() is not None:
                 yield Diagnosis(f"port {port}", "fine", f"{product} in {name} answers there ({owner})")
             else:
                 hint = f"end that program, or give {product} another port in deploy/environments/{name}.yaml"

@@ -42,4 +42,5 @@ def test_the_workflow_is_yaml_and_leaves_out_what_needs_this_machine() -> None:
     runs = "".join(step.get("run", "") for step in workflow["jobs"]["scheduled"]["steps"])
     assert "mlops release income" in runs
     assert "reconcile" not in runs
+    assert workflow["jobs"]["scheduled"]["env"] == {"MLOPS": "${{ vars.MLOPS }}"}
     assert [entry["cron"] for entry in workflow[True]["schedule"]] == [job.cron for job in JOBS if not job.is_local]

@@ -1,8 +1,11 @@
 """Only the products whose inputs changed are baked."""
 
+from pathlib import Path
+
 import pytest
 
-from mlops.project.changes import plan_changed_products
+from mlops.places import Places
+from mlops.project.changes import find_changed_products, plan_changed_products
 
 DATASETS = {"income": "adult", "digits": "digits", "churn": "adult"}
 PINS = {"datasets/adult": "a.dir", "datasets/digits": "d.dir"}
@@ -27,3 +30,10 @@ CASES = {
 @pytest.mark.parametrize(("files", "pins_after", "expected"), CASES.values(), ids=CASES.keys())
 def test_changed_products(files: list[str], pins_after: dict[str, str], expected: list[str]) -> None:
     assert plan_changed_products(DATASETS, changed_files=files, pins_before=PINS, pins_after=pins_after) == expected
+
+
+def test_where_no_commit_was_before_everything_changed(tmp_path: Path) -> None:
+    (tmp_path / "training").mkdir()
+    for name in ("income", "digits"):
+        (tmp_path / "training" / f"{name}.yaml").touch()
+    assert find_changed_products(Places(tmp_path), base="0" * 40, head="HEAD") == ["digits", "income"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,32 @@ def test_a_port_that_another_program_holds_is_named(tmp_path: Path):
     assert found.status == "note"
     assert "taken by" in found.text
     assert look(tmp_path)[f"port {port}"].status == "fine"
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_only_this_projects_proxy_answers_for_it(tmp_path: Path, is_ours: bool):
+    proxy = """if True:
+        import pathlib, socket, sys
+        pathlib.Path("/proc/self/comm").write_text("haproxy")
+        listener = socket.create_server(("127.0.0.1", 0))
+        print(listener.getsockname()[1], flush=True)
+        sys.stdin.read()
+        """
+    folder = tmp_path / ".mlops" / "serving" / "staging" / "churn"
+    folder.mkdir(parents=True)
+    where = folder if is_ours else tmp_path
+    with subprocess.Popen([sys.executable, "-c", proxy], cwd=where, stdin=-1, stdout=-1, text=True) as running:
+        assert running.stdin is not None and running.stdout is not None
+        port = int(running.stdout.readline())
+        (folder / "proxy.pid").write_text(str(running.pid), encoding="utf-8")
+        rules = tmp_path / "deploy" / "environments" / "staging.yaml"
+        rules.parent.mkdir(parents=True)
+        text = f"version: 1\nname: staging\napprovals: {{needed: 0}}\ntraffic: {{ports: {{churn: {port}}}}}\n"
+        rules.write_text(text, encoding="utf-8")
+        found = look(tmp_path)[f"port {port}"]
+        running.stdin.close()
+    expected = ("fine", "churn in staging answers there") if is_ours else ("note", "taken by haproxy")
+    assert (found.status, found.text[: len(expected[1])]) == expected
 
 
 def test_keys_that_others_can_read_break(tmp_path: Path):

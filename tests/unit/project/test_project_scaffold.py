@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -47,6 +49,35 @@ def test_the_workflow_bakes_what_a_push_changed(tmp_path: Path):
     assert workflow["permissions"] == {"contents": "read"}
     # what comes from the event goes through the environment, never into the script's text
     assert not [step for step in steps if "${{ github.event" in step.get("run", "")]
+
+
+def call_make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if name != "MLOPS"}
+    return subprocess.run(["make", *arguments], cwd=root, env=clean, capture_output=True, text=True, check=False)
+
+
+def test_a_first_push_releases_what_its_only_commit_holds(tmp_path: Path):
+    (tmp_path / "Makefile").write_text(plan_scaffold(tmp_path, product="churn")["Makefile"], encoding="utf-8")
+    (tmp_path / "requirements.lock").touch()
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "mlops").symlink_to("/bin/echo")
+    (tmp_path / ".venv" / ".ready").touch()
+    told = call_make(tmp_path, "-s", "release-changed", f"BASE={'0' * 40}", "HEAD=abc")
+    assert (told.stdout, told.returncode) == (f"release --changed {'0' * 40}..abc\n", 0)
+
+
+def test_without_a_word_on_where_mlops_comes_from_nothing_is_installed(tmp_path: Path):
+    """The bare name is another project on PyPI."""
+    files = plan_scaffold(tmp_path, product="churn")
+    (tmp_path / "Makefile").write_text(files["Makefile"], encoding="utf-8")
+    (tmp_path / "requirements.lock").touch()
+    told = call_make(tmp_path, "setup")
+    assert told.returncode != 0
+    assert "say where mlops comes from" in told.stderr
+    assert not (tmp_path / ".venv").exists()
+    assert (
+        yaml.safe_load(files[".github/workflows/release.yml"])["jobs"]["release"]["env"]["MLOPS"] == "${{ vars.MLOPS }}"
+    )
 
 
 def test_the_trainer_is_short_plain_and_without_findings(tmp_path: Path):
