@@ -124,6 +124,24 @@ class Places:
         return tuple(sorted(path.stem for path in (self.root / "training").glob("*.yaml")))
 
 
+def require_no_namesake(root: Path) -> None:
+    """No package of the project is called as this one: processes that start in its folder would import it instead.
+
+    A clone of this repository is a project, too, and its package is this one.
+
+    Raises:
+        ProjectError: There is one.
+    """
+    if (root / "mlops" / "cli" / "start.py").is_file():
+        return
+    for name in ("mlops/__init__.py", "mlops.py"):
+        if (root / name).is_file():
+            raise ProjectError(
+                f"{name} has the name of the installed package, and processes that start here would import it",
+                hint=f"rename {name.removesuffix('/__init__.py')}",
+            )
+
+
 def find_root(start: Path) -> Path:
     """The nearest ancestor of `start` that holds `datasets.dvc`.
 

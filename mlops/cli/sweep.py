@@ -204,9 +204,11 @@ def compare(first: str, second: str, *, as_json: bool) -> None:
 
 
 def _detach(project: Project, product: str, request: SweepRequest, *, trials: int | None, as_json: bool) -> None:
+    from mlops.places import require_no_namesake
     from mlops.training.detached import ship_driver, spawn_driver
     from mlops.training.ray_jobs import RayJobs
 
+    require_no_namesake(project.places.root)
     command = ["sweep", "launch", product, *(() if trials is None else ("--trials", str(trials)))]
     address = os.environ.get("RAY_JOBS_ADDRESS", "")
     if address:

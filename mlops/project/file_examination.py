@@ -22,7 +22,7 @@ from mlops.deploy.roles import load_roles
 from mlops.errors import MlopsError, ProjectError
 from mlops.evaluation.incident_spec import IncidentCase
 from mlops.evaluation.policy import load_policy
-from mlops.places import Places
+from mlops.places import Places, require_no_namesake
 from mlops.project.diagnosis import Diagnosis
 from mlops.provenance.git_repository import open_repository
 from mlops.serving.deploy_spec import load_deploy_spec
@@ -54,6 +54,7 @@ def require_product_files(places: Places, product: str) -> None:
     Raises:
         ProjectError: It is not; `items` has every problem of every file.
     """
+    require_no_namesake(places.root)
     broken = [each for each in (*_examine_product(places, product), *_examine_cases(places)) if each.status == "broken"]
     items = tuple(item for each in broken for item in each.items)
     if items:
@@ -63,6 +64,7 @@ def require_product_files(places: Places, product: str) -> None:
 
 def _examine_all(places: Places) -> Iterator[Diagnosis]:
     yield from _examine_repository(places)
+    yield from _examine_namesake(places)
     yield _examine("datasets.dvc", lambda: load_pins(places.datasets_dvc), places)
     yield _examine(".dvc/config", lambda: load_locations(places), places)
     for name in list_recipes(places):
@@ -245,6 +247,13 @@ def _examine_repository(places: Places) -> Iterator[Diagnosis]:
         yield Diagnosis("git", "note", text, items=dirty[:10], hint=hint)
     else:
         yield Diagnosis("git", "fine", "clean")
+
+
+def _examine_namesake(places: Places) -> Iterator[Diagnosis]:
+    try:
+        require_no_namesake(places.root)
+    except ProjectError as error:
+        yield Diagnosis("package", "broken", error.message, hint=error.hint)
 
 
 def _examine(subject: str, load: Callable[[], object], places: Places) -> Diagnosis:

@@ -30,7 +30,7 @@ import psutil
 
 from mlops.errors import EnvironmentFault
 from mlops.files import write_atomically
-from mlops.places import Places
+from mlops.places import Places, require_no_namesake
 
 START_SECONDS = 180.0
 REACH_SECONDS = 10.0
@@ -69,7 +69,9 @@ def connected(
 
     Raises:
         EnvironmentFault: No cluster can be reached or started.
+        ProjectError: A package of the project has the name of this one.
     """
+    require_no_namesake(places.root)
     for folder in (places.keys_folder, places.cache, places.checkpoints):
         folder.mkdir(parents=True, exist_ok=True)  # confined workers cannot make folders beside the keys
     address = address or find_address(cluster)

@@ -12,6 +12,7 @@ from mlops.places import Places
 from mlops.project.diagnosis import Diagnosis, Examination, count_problems
 from mlops.project.file_examination import examine_files, require_product_files
 from mlops.project.scaffold import import_scaffold, write_scaffold
+from mlops.training.ray_cluster import connected
 
 CASE = """\
 version: 1
@@ -122,6 +123,23 @@ def test_is_found(case: str, project: Path):
     everything = "\n".join([one.text + "\n".join(one.items) for one in found.values()])
     assert said in everything
     assert all(one.hint or one.items or "see" in one.text for one in found.values())
+
+
+@pytest.mark.parametrize("name", ["mlops/__init__.py", "mlops.py"])
+def test_a_package_of_the_project_called_as_ours_is_refused_before_anything_starts(name: str, project: Path):
+    """Ray's workers would import it instead: they look into the project's folder first."""
+    places = Places(project)
+    (project / "mlops").mkdir()
+    require_product_files(places, "churn")
+    (project / name).touch()
+    assert "rename mlops" in broken(project)["package"].hint
+    with pytest.raises(ProjectError, match="the name of the installed package"):
+        require_product_files(places, "churn")
+    with pytest.raises(ProjectError, match="the name of the installed package"), connected(places):
+        pass
+    (project / "mlops" / "cli").mkdir()
+    (project / "mlops" / "cli" / "start.py").touch()  # a clone of this repository
+    require_product_files(places, "churn")
 
 
 def test_a_release_says_every_broken_file_of_its_product_before_it_starts(project: Path):
