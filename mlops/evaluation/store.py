@@ -18,18 +18,34 @@ from mlops.files import remove_tree, write_atomically
 from mlops.places import Places
 from mlops.provenance.digest import digest_json, hex_of
 
-TEXT_FILE, CARD_FILE = "gate.txt", "model_card.md"
+PAGE_FILE, TEXT_FILE, CARD_FILE = "gate.html", "gate.txt", "model_card.md"
 
 
 def keep_result(places: Places, result: GateResult, *, judged_us: int) -> Path:
-    """Write JSON, page, text and model card; returns their folder, named by the result's digest."""
+    """Write JSON, page, text and model card; returns their folder, named by the result's digest.
+
+    Files of a result that was judged before stay as they are: a signed step states their digests.
+    """
     folder = places.evidence / hex_of(result.digest)
+    if _is_kept(folder):
+        (folder / "gate.json").touch()  # the newest again
+        return folder
     content = {**result.to_json(), "judged_at": render_time(judged_us), "judged_us": judged_us}
-    write_atomically(folder / "gate.html", render_report(result, judged_at=render_time(judged_us)))
+    write_atomically(folder / PAGE_FILE, render_report(result, judged_at=render_time(judged_us)))
     write_atomically(folder / TEXT_FILE, render_text(result) + "\n")
     write_atomically(folder / CARD_FILE, render_card(result))
     write_atomically(folder / "gate.json", json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     return folder
+
+
+def _is_kept(folder: Path) -> bool:
+    if not all((folder / name).is_file() for name in (PAGE_FILE, TEXT_FILE, CARD_FILE, "gate.json")):
+        return False
+    try:
+        load_kept(folder)
+    except EvaluationError:
+        return False
+    return True
 
 
 def load_kept(folder: Path) -> dict[str, Any]:
@@ -53,12 +69,13 @@ def load_kept(folder: Path) -> dict[str, Any]:
 
 
 def find_newest(places: Places, *, product: str) -> Path | None:
-    """Folder of the product's newest result."""
+    """Folder of the product's newest result: judged, or judged again, last."""
     found: list[tuple[int, Path]] = []
     for path in places.evidence.glob("*/gate.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.get("product") == product:
-            found.append((int(content.get("judged_us", 0)), path.parent))
+            again_us = path.stat().st_mtime_ns // 1_000
+            found.append((max(int(content.get("judged_us", 0)), again_us), path.parent))
     return max(found, default=(0, None))[1]
 
 

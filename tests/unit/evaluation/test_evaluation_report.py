@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -134,3 +135,22 @@ def test_a_kept_result_is_found_and_a_changed_one_is_refused(result: GateResult,
     (folder / "gate.json").write_text(json.dumps(content))
     with pytest.raises(EvaluationError, match="was changed"):
         load_kept(folder)
+
+
+def test_a_result_that_is_judged_again_keeps_the_files_that_were_signed(result: GateResult, tmp_path: Path) -> None:
+    places = Places(tmp_path)
+    folder = keep_result(places, result, judged_us=1)
+    signed = {path.name: path.read_bytes() for path in folder.iterdir()}
+    other = keep_result(places, dataclasses.replace(result, inputs={"rows": "b"}), judged_us=2)
+    assert other != folder
+    for path in other.iterdir():
+        os.utime(path, (1_000, 1_000))
+    slower = dataclasses.replace(
+        result, checks=tuple(dataclasses.replace(check, seconds=check.seconds + 1) for check in result.checks)
+    )
+    assert keep_result(places, slower, judged_us=3) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == signed
+    assert find_newest(places, product="planted") == folder
+    (folder / "gate.json").write_text("{}")
+    keep_result(places, slower, judged_us=4)
+    assert load_kept(folder)["judged_us"] == 4
