@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mlops.cli.rendering import emit_json, render_table
+from mlops.cli.rendering import PICTURE, emit_json, render_table
 from mlops.clock import render_time
 from mlops.errors import ProjectError
 from mlops.units import Accelerators, parse_duration, parse_money, render_money
@@ -137,7 +137,7 @@ def forecast(
     "--durations", default="exact", show_default=True, help="What the rule believes: exact, learned or noisy:SIGMA."
 )
 @click.option("--restart", default="30s", show_default=True, help="What each start costs on its accelerators.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Write use over time as .svg or .png.")
+@click.option("--plot", type=PICTURE, help="Write use over time as .svg or .png.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def simulate(*, trace: Path, cluster: str, durations: str, restart: str, plot: Path | None, as_json: bool) -> None:
     """Replay TRACE (a Muri trace, or the documented CSV) through the rule that runs live."""
@@ -149,8 +149,6 @@ def simulate(*, trace: Path, cluster: str, durations: str, restart: str, plot: P
     match = _CLUSTER.fullmatch(cluster)
     if match is None or not int(match[1]) or not int(match[2]):
         raise click.UsageError(f"--cluster {cluster!r}: write nodes x accelerators, for instance 8x8")
-    if plot is not None and plot.suffix not in {".svg", ".png"}:
-        raise click.UsageError(f"--plot {plot}: the file must end in .svg or .png")
     jobs = read_trace(trace)
     kinds = sorted({job.kind for job in jobs}) or ["gpu"]
     nodes = tuple(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mlops.cli.rendering import emit_json, render_table
+from mlops.cli.people import read_ids
+from mlops.cli.rendering import PICTURE, emit_json, render_table
 from mlops.errors import EXIT_REFUSED
 
 if TYPE_CHECKING:
@@ -176,9 +176,9 @@ def verify(name: str, *, is_sweeping: bool, is_json: bool) -> None:
 @click.argument("name")
 @click.argument("before")
 @click.argument("after", required=False)
-@click.option("--plot", type=click.Path(dir_okay=False), help="Draw the drift of every column as SVG or PNG.")
+@click.option("--plot", type=PICTURE, help="Draw the drift of every column as .svg or .png.")
 @JSON
-def diff(name: str, before: str, after: str | None, *, plot: str | None, is_json: bool) -> None:
+def diff(name: str, before: str, after: str | None, *, plot: Path | None, is_json: bool) -> None:
     """What differs between two versions of NAME: BEFORE and AFTER (default: the pinned one)."""
     from mlops.datasets.comparing import compare_versions
     from mlops.datasets.drift import draw_drift, measure_drift  # pyarrow: 0.2 s
@@ -191,7 +191,7 @@ def diff(name: str, before: str, after: str | None, *, plot: str | None, is_json
     lines = compare_versions(first, second)
     drifts = measure_drift(first, second) if lines else ()
     if plot:
-        draw_drift(drifts, Path(plot), title=f"{name}: {first.digest[7:19]} to {second.digest[7:19]}")
+        draw_drift(drifts, plot, title=f"{name}: {first.digest[7:19]} to {second.digest[7:19]}")
     if is_json:
         drift = {one.column: one.distance for one in drifts}
         versions = {"before": first.digest, "after": second.digest}
@@ -217,7 +217,10 @@ def find(name: str, *, is_subject: bool, is_json: bool) -> None:
 
     places = open_project().places
     key = load_subject_key(places, load_dataset_version(places, name).schema.subject_key)
-    subject = hash_subject(sys.stdin.readline().strip(), key=key)
+    ids = read_ids()
+    if len(ids) != 1:
+        raise click.UsageError(f"give one subject id on standard input, not {len(ids)}")
+    subject = hash_subject(ids[0], key=key)
     holdings = find_holdings(places, name, subject)
     is_withdrawn = subject in load_tombstones(places, name)
     if is_json:

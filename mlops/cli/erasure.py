@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlops.cli.people import read_ids
 from mlops.cli.rendering import emit_json, refuse, render_table
 from mlops.errors import EXIT_REFUSED, Reason, Refusal
 
@@ -58,12 +59,15 @@ def request(dataset: str, *, unproven: bool, dry_run: bool, as_json: bool) -> No
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
 def list_(dataset: str | None, *, is_all: bool, as_json: bool) -> None:
     """Requests with their state and days left; no names."""
+    from mlops.datasets.recipe import load_recipe
     from mlops.erasure.sql_erasure import OPEN_REQUESTS, list_requests
     from mlops.project.opening import open_project
 
     project = open_project()
     with project.ledger.read() as connection:
         rows = list_requests(connection, dataset=dataset, states=None if is_all else OPEN_REQUESTS)
+    if dataset is not None and not rows:
+        load_recipe(project.places, dataset)  # a name that is typed wrong must not look like one without requests
     if as_json:
         emit_json([_request_json(row) for row in rows])
         return
@@ -257,7 +261,10 @@ def scan(dataset: str, *, values: Path | None, as_json: bool) -> None:
     from mlops.project.opening import open_project
 
     project = open_project()
-    wanted = values.read_text(encoding="utf-8").split("\n") if values is not None else []
+    try:
+        wanted = values.read_text(encoding="utf-8-sig").split("\n") if values is not None else []
+    except UnicodeDecodeError:
+        raise click.UsageError(f"--values {values}: it is not UTF-8 text") from None
     needles = Needles(frozenset(_read_people(project, dataset)), frozenset(filter(None, map(str.strip, wanted))))
     found = scan_project(project, needles)
     matches = [finding for finding in found if finding.is_match]
@@ -316,6 +323,7 @@ def show_certificate(number: int, *, output: Path | None) -> None:
     """One certificate, checked; or the signed file for whoever asks."""
     from mlops.erasure.sql_erasure import list_certificates
     from mlops.errors import ProjectError
+    from mlops.files import write_atomically
     from mlops.project.opening import open_project
 
     project = open_project()
@@ -324,7 +332,7 @@ def show_certificate(number: int, *, output: Path | None) -> None:
     if number not in rows:
         raise ProjectError(f"there is no certificate {number}", hint="`mlops erasure certificate list`")
     if output is not None:
-        output.write_text(rows[number].envelope, encoding="utf-8")
+        write_atomically(output, rows[number].envelope)
         click.echo(f"wrote {output}")
         return
     before = rows.get(number - 1)
@@ -340,8 +348,12 @@ def show_certificate(number: int, *, output: Path | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print what was checked as JSON.")
 def verify(file: Path, *, keys: tuple[str, ...], previous: Path | None, as_json: bool) -> None:
     """Check a certificate's FILE offline: signature, chain, numbers; and say what it proves."""
-    before = previous.read_text(encoding="utf-8") if previous else None
-    _verify(file.read_text(encoding="utf-8"), before, keys=keys, as_json=as_json)
+    before = _read_envelope(previous) if previous else None
+    _verify(_read_envelope(file), before, keys=keys, as_json=as_json)
+
+
+def _read_envelope(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace")  # what is no text is no envelope either
 
 
 def _verify(text: str, before: str | None, *, keys: tuple[str, ...], as_json: bool) -> None:
@@ -368,10 +380,7 @@ def _read_people(project: Project, dataset: str) -> list[bytes]:
     """Keyed hashes of the ids on standard input; the ids go no further."""
     from mlops.erasure.requests import hash_people
 
-    stream = sys.stdin
-    if stream.isatty():
-        click.echo("subject ids, one a line; end with Ctrl-D", err=True)
-    return hash_people(project.places, dataset, [line.strip() for line in stream if line.strip()])
+    return hash_people(project.places, dataset, read_ids())
 
 
 def _request_json(row: RequestRow) -> dict[str, Any]:

@@ -101,13 +101,22 @@ def run() -> None:
         render_error(error)
         sys.exit(error.exit_code)
     except Exception as error:  # the last net: a bug of ours, said as such
-        if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:  # also out of a library
-            fault = EnvironmentFault(f"the disk is full: {error}", hint="free space and run the command again")
+        fault = _find_fault(error)
+        if fault is not None:
             render_error(fault)
             sys.exit(fault.exit_code)
         traceback.print_exc()
         click.echo("this is a bug in mlops; please report it with the lines above", err=True)
         sys.exit(EXIT_BUG)
+
+
+def _find_fault(error: Exception) -> EnvironmentFault | None:
+    """What the machine lacks, also when a library says so."""
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return EnvironmentFault(f"the disk is full: {error}", hint="free space and run the command again")
+    if isinstance(error, OSError) and error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
+        return EnvironmentFault(f"the disk does not let this user do that: {error}", hint="mend its rights or mount")
+    return None
 
 
 def render_error(error: MlopsError) -> None:

@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from mlops.errors import EXIT_REFUSED, Refusal
+
+
+class _Picture(click.Path):
+    """A picture that can be written, said before the work whose result it shows."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(str(super().convert(value, param, ctx)))
+        if path.suffix not in {".svg", ".png"}:
+            self.fail(f"{path}: the file must end in .svg or .png", param, ctx)
+        if not path.parent.is_dir():
+            self.fail(f"{path}: there is no folder {path.parent}", param, ctx)
+        return path
+
+
+PICTURE = _Picture(dir_okay=False, writable=True)
 
 
 def emit_json(value: Any) -> None:

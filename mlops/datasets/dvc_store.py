@@ -51,6 +51,11 @@ class DvcStore:
                 self.remotes[name] = get_odb(filesystem, filesystem.join(path, "files", "md5"), tmp_dir=str(site))
         except ConfigError as error:
             raise DatasetError(f"{places.root}/.dvc/config: {error}", hint="fix it, see docs/data.md") from error
+        except ImportError as error:  # dvc-s3, dvc-gs, …: packages of their own
+            raise DatasetError(
+                f"{places.root}/.dvc/config: the remote {name} cannot be used: {error}",
+                hint="install that package beside mlops",
+            ) from error
 
     def add(self, files: Mapping[str, Path]) -> None:
         """Copy files into the cache, unless they are there.
@@ -165,7 +170,7 @@ class DvcStore:
             raise DatasetError(
                 f"cannot write {len(failures)} objects to {where}",
                 items=tuple(f"{oid}: {error}" for oid, error in list(failures.items())[:10]),
-                hint="free disk space or fix rights, then run the import again; nothing was pinned",
+                hint="is it reachable, with space and rights? then run the import again; nothing was pinned",
             )
 
 

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import mmap
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,11 +52,16 @@ def read_blocks(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
     """
     try:
         yield from PARSERS[recipe.format.kind](fetched, recipe)
-    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
+    except (pa.ArrowException, OSError, ValueError, TypeError, csv.Error) as error:
         raise DatasetError(
-            f"{fetched.raw.path} cannot be read as {recipe.format.kind}: {error}",
+            f"{fetched.raw.path} cannot be read as {recipe.format.kind}: {_without_row(str(error))}",
             hint="fix the file or the `format` of the recipe",
         ) from error
+
+
+def _without_row(problem: str) -> str:
+    """pyarrow quotes the whole row, the person's id with it."""
+    return re.sub(r"(Expected \d+ columns, got \d+):.*", r"\1", problem, flags=re.DOTALL)
 
 
 def _read_csv(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
@@ -87,7 +93,7 @@ def _read_jsonl(fetched: FetchedFile, recipe: Recipe) -> Iterator[RawBlock]:
     """Numbers keep their spelling; nothing is guessed from the first lines, so a column may be mixed."""
     first, size, rows = 1, 0, []
     with _open_input(fetched) as source:
-        for number, line in enumerate(io.TextIOWrapper(source, encoding="utf-8"), start=1):
+        for number, line in enumerate(io.TextIOWrapper(source, encoding="utf-8-sig"), start=1):
             try:
                 row = json.loads(line, parse_float=str, parse_int=str, parse_constant=str) if line.strip() else None
             except json.JSONDecodeError as error:
@@ -207,7 +213,9 @@ def _first_fields(fetched: FetchedFile, layout: CsvFormat) -> list[str]:
     """Fields of the first line after the skipped ones."""
     is_packed = fetched.raw.path.endswith(".gz")
     with (
-        gzip.open(fetched.path, "rt", encoding="utf-8") if is_packed else fetched.path.open(encoding="utf-8") as stream
+        gzip.open(fetched.path, "rt", encoding="utf-8-sig")
+        if is_packed
+        else fetched.path.open(encoding="utf-8-sig") as stream  # Excel begins a file with the mark
     ):
         for _ in range(fetched.raw.skip_lines):
             stream.readline()

@@ -63,7 +63,7 @@ def verify_file(path: Path, *, md5: str | None, size: int | None) -> str:
             if found != md5.removesuffix(".dir"):
                 return f"{path} has md5 {found} instead of {md5}"
         return "" if path.is_file() else f"{path} is missing"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return f"{path} is missing"
 
 

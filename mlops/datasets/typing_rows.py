@@ -101,9 +101,19 @@ def _texts(block: RawBlock, name: str, recipe: Recipe) -> pa.Array:
         raise DatasetError(f"{block.file_name} has no column {name!r}", hint=f"its columns: {known}")
     values = block.table.column(name).combine_chunks()
     if not pa.types.is_string(values.type):
-        values = pc.cast(values, pa.string())
+        values = _cast_to_text(values, name, block)
     values = pc.fill_null(values, "")
     return pc.utf8_trim_whitespace(values) if getattr(recipe.format, "trim", True) else values
+
+
+def _cast_to_text(values: pa.Array, name: str, block: RawBlock) -> pa.Array:
+    try:
+        return pc.cast(values, pa.string())
+    except (pa.ArrowNotImplementedError, pa.ArrowInvalid) as error:
+        raise DatasetError(
+            f"{block.file_name}: column {name!r} holds {values.type} where the recipe wants one value a row",
+            hint="write one value a row; `kind: tensor` reads lists of numbers",
+        ) from error
 
 
 def _type_category(texts: pa.Array, column: RecipeColumn, violations: Violations) -> pa.Array:

@@ -70,6 +70,7 @@ def test_simulate_prints_the_figures_and_writes_a_picture(project):
         ("simulate", "trace.csv", "--cluster", "8"),
         ("simulate", "trace.csv", "--durations", "guessed"),
         ("simulate", "trace.csv", "--plot", "use.bmp"),
+        ("simulate", "trace.csv", "--plot", "nowhere/use.svg"),
         ("set", "company", "--why", "nothing"),
         ("set", "company", "--cap", "much", "--why", "x"),
     ],

@@ -18,8 +18,8 @@ from mlops.training.spec import SweepSpec
 def run(people, monkeypatch):
     monkeypatch.chdir(people.places.root)
 
-    def invoke(*arguments):
-        return CliRunner().invoke(mlops, ["dataset", *arguments], catch_exceptions=True)
+    def invoke(*arguments, input=None):
+        return CliRunner().invoke(mlops, ["dataset", *arguments], input=input, catch_exceptions=True)
 
     return invoke
 
@@ -143,3 +143,43 @@ def test_a_sweep_for_another_purpose_is_refused(run, people):
     assert isinstance(answer, Refusal)
     assert [reason.code for reason in answer.reasons] == ["purpose-not-allowed"]
     assert "model_training, not for advertising" in answer.reasons[0].text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    {
+        "nobody is asked for": (b"\n", "one subject id"),
+        "two people at once": (b"p1\np2\n", "one subject id"),
+        "bytes that are no text": (b"\xff\xfe1\n", "not UTF-8"),
+    }.values(),
+)
+def test_who_is_looked_for_must_be_one_readable_id(run, people, given, said):
+    run("import", "people")
+    done = run("find", "people", "--subject", input=given)
+    assert done.exit_code and said in done.output + str(done.exception)
+
+
+def test_the_mark_of_an_editor_does_not_make_somebody_else_of_a_person(run, people):
+    run("import", "people")
+    person = people.rows[0]["person"]
+    plain = run("find", "people", "--subject", input=f"{person}\n".encode())
+    assert "0 rows" not in plain.output
+    assert run("find", "people", "--subject", input=f"\ufeff{person}\r\n".encode()).output == plain.output
+
+
+@pytest.mark.parametrize("picture", ["nowhere/drift.svg", "drift.txt"])
+def test_a_picture_that_cannot_be_written_is_said_before_the_work(run, picture):
+    done = run("diff", "people", "HEAD", "--plot", picture)
+    assert done.exit_code == 2 and picture in done.output
+
+
+def test_a_remote_whose_package_is_missing_is_said(run, people):
+    run("import", "people")
+    people.rows.pop()
+    people.write()
+    config = people.places.root / ".dvc" / "config"
+    kept = config.read_text().splitlines()
+    config.write_text("\n".join("url = oss://bucket/x" if "url" in line else line for line in kept) + "\n")
+    done = run("import", "people", "--accept-changes")
+    assert isinstance(done.exception, DatasetError), done.exception
+    assert "dvc-oss" in done.exception.message and done.exception.hint

@@ -1,5 +1,6 @@
 """The entry point: fast help, sentences and exit codes instead of tracebacks."""
 
+import errno
 import importlib
 import subprocess
 import sys
@@ -58,3 +59,18 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     done = run_mlops("bake")
     assert done.returncode == 2
     assert "bake" in done.stderr
+
+
+@pytest.mark.parametrize(("number", "said"), [(errno.EROFS, "Read-only file system"), (errno.ENOSPC, "disk is full")])
+def test_a_disk_that_cannot_be_written_is_no_bug_of_ours(number: int, said: str) -> None:
+    code = (
+        "import os, sys, click; from mlops.cli import main;"
+        f"error = OSError({number}, os.strerror({number}), '/data/x');"
+        "main.COMMANDS['erasure'] = ('broken:erasure', '');"
+        "broken = sys.modules['broken'] = type(sys)('broken');"
+        "broken.erasure = click.Command('erasure', callback=lambda: (_ for _ in ()).throw(error));"
+        "sys.argv = ['mlops', 'erasure']; main.run()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 9, done.stderr
+    assert said in done.stderr and "/data/x" in done.stderr and "hint: " in done.stderr

@@ -159,3 +159,27 @@ def test_a_feature_that_gives_the_label_away_is_reported(people, build, tmp_path
     ]
     leaks = people.write().build(tmp_path / "leaky").leaks
     assert [line.split()[0] for line in leaks] == ["answer", "score"]
+
+
+def test_a_file_from_a_spreadsheet_may_begin_with_a_mark(people, build, tmp_path):
+    path = people.write().places.root / "datasets" / "people.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert people.build(tmp_path / "marked").manifest.shards == build.manifest.shards
+
+
+def test_a_row_that_is_cut_off_is_named_without_the_person(people, tmp_path):
+    path = people.write().places.root / "datasets" / "people.csv"
+    path.write_text(path.read_text() + "somebody-known\n")
+    with pytest.raises(DatasetError, match=r"columns, got 1$") as caught:
+        people.build(tmp_path / "cut")
+    assert "somebody-known" not in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_list_where_the_recipe_wants_a_number_is_said(kind, people, tmp_path):
+    rows = [{**row, "age": [int(row["age"])]} for row in people.rows]
+    WRITERS[kind](people.places.root / "datasets" / f"people.{kind}", rows)
+    people.recipe["format"] = {"kind": kind}
+    people.recipe["source"]["files"] = [{"path": f"datasets/people.{kind}"}]
+    with pytest.raises(DatasetError, match="column 'age' holds list"):
+        people.write().build(tmp_path / kind)
