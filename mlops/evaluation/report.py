@@ -6,6 +6,7 @@ and where the page is kept (store.py, mlops/registry).
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -58,7 +59,7 @@ def render_report(result: GateResult, *, judged_at: str = "") -> str:
         lstrip_blocks=True,
     )
     price = result.context.get("price_of_fairness")
-    return environment.get_template("gate.html.jinja").render(
+    page = environment.get_template("gate.html.jinja").render(
         result=result,
         headline=headline(result),
         advice=advise(result),
@@ -74,6 +75,12 @@ def render_report(result: GateResult, *, judged_at: str = "") -> str:
         figures=_figures,
         show=show,
     )
+    return tie_units(page)
+
+
+def tie_units(page: str) -> str:
+    """No line of a page begins with the percent sign of a number on the line before."""
+    return re.sub(r"(?<=\d) %", "\u00a0%", page)
 
 
 def render_text(result: GateResult) -> str:

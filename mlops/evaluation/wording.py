@@ -144,9 +144,10 @@ def _move(claim: Claim, *, kind: str) -> str:
     distance = abs(evidence.estimate - claim.threshold)
     slack = evidence.estimate - evidence.lower if is_minimum else evidence.upper - evidence.estimate
     what = "It" if claim.name == "all" else f"{claim.name}: the value"
+    near, far = (_show_distance(it, claim, kind=kind) for it in (distance, distance + max(slack, 0.0)))
     return (
-        f"{what} must {'rise' if is_minimum else 'fall'} by {show(distance, kind)} to reach the limit, and by about "
-        f"{show(distance + max(slack, 0.0), kind)} to show it with these rows."
+        f"{what} must {'rise' if is_minimum else 'fall'} by {near} to reach the limit, and by about "
+        f"{far} to show it with these rows."
     )
 
 
@@ -156,8 +157,15 @@ def _show_with_these_rows(claim: Claim, *, kind: str) -> str:
     distance = claim.threshold - claim.evidence.lower if is_minimum else claim.evidence.upper - claim.threshold
     return (
         "the value lies too near the limit for these rows: it must "
-        f"{'rise' if is_minimum else 'fall'} by about {show(abs(distance), kind)} to be shown to hold"
+        f"{'rise' if is_minimum else 'fall'} by about {_show_distance(abs(distance), claim, kind=kind)} to be shown "
+        "to hold"
     )
+
+
+def _show_distance(value: float, claim: Claim, *, kind: str) -> str:
+    """From 31.6 % to 5 % it is 26.6 points, not 26.6 %."""
+    text = show(value, "loss" if claim.name in DECIMAL_CLAIMS else kind)
+    return f"{text.removesuffix(' %')} points" if text.endswith(" %") else text
 
 
 def show(value: float, kind: str) -> str:

@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from mlops.clock import SECOND_US
 from mlops.evaluation import plots
-from mlops.evaluation.report import FAMILIES
-from mlops.evaluation.wording import NEXT_STEPS, show
+from mlops.evaluation.report import FAMILIES, tie_units
+from mlops.evaluation.wording import MANY_ROWS, NEXT_STEPS, show
 from mlops.overview.report import MoveFacts, Report, VersionFacts
 from mlops.overview.status_text import render_age
 
@@ -84,7 +84,7 @@ def render_report_page(report: Report) -> str:
     )
     version = report.version
     checks = list(_read_checks(version))
-    return environment.get_template("report.html.jinja").render(
+    page = environment.get_template("report.html.jinja").render(
         report=report,
         version=version,
         headline=write_headline(report),
@@ -102,6 +102,7 @@ def render_report_page(report: Report) -> str:
         age=lambda at_us: render_age(at_us, report.now_us),
         show_value=_show_param,
     )
+    return tie_units(page)
 
 
 def render_date(at_us: int) -> str:
@@ -257,7 +258,9 @@ def _note_of(check: dict[str, Any]) -> str:
     parts = [check["undecided_reason"]] if check["verdict"] == "UNDECIDED" and check["undecided_reason"] else []
     rows = max((claim["rows_needed"] or 0 for claim in check["claims"]), default=0)
     if check["verdict"] == "UNDECIDED" and rows:
-        parts.append(f"About {rows:,} more people's rows would decide it.")
+        few = f"About {rows:,} more people's rows would decide it."
+        many = f"It lies so near its limit that more than {MANY_ROWS:,} people's rows would be needed."
+        parts.append(many if rows > MANY_ROWS else few)
     elif check["code"] in NEXT_STEPS and not parts:
         parts.append(f"What would settle it: {NEXT_STEPS[check['code']]}.")
     if not check["blocking"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -125,6 +126,13 @@ SAID = {
 @pytest.mark.parametrize("what", SAID)
 def test_the_page_says(what: str) -> None:
     assert SAID[what] in re.sub(r"\s+", " ", render_report_page(FULL))
+
+
+def test_rows_that_nobody_will_ever_have_are_not_counted() -> None:
+    few = json.dumps(FULL.version.gate)
+    many = replace(FULL, version=replace(FULL.version, gate=json.loads(few.replace("5000", "1338966"))))
+    page = re.sub(r"\s+", " ", render_report_page(many))
+    assert "1,338,966" not in page and "more than 1,000,000 people" in page
 
 
 def test_the_page_loads_nothing_and_escapes_what_people_wrote() -> None:
