@@ -359,11 +359,21 @@ def _read_envelope(file: Path) -> str:
 def _verify(text: str, before: str | None, *, keys: tuple[str, ...], as_json: bool) -> None:
     from mlops.deploy.chain_rules import load_machine_keyring
     from mlops.erasure.certificate import parse_certificate, render_certificate, verify_certificate
+    from mlops.errors import ProjectError
     from mlops.project.opening import open_project
     from mlops.provenance.keyring import AcceptedKey, KeyRing
 
-    given = KeyRing([AcceptedKey(key, "the key given") for key in keys])
-    keyring = given if keys else load_machine_keyring(open_project().places)
+    if keys:
+        keyring = KeyRing([AcceptedKey(key, "the key given") for key in keys])
+    else:
+        try:
+            places = open_project().places
+        except ProjectError as error:
+            raise ProjectError(
+                f"whose signature counts is not known: {error.message}",
+                hint="name the key of who certified: --key ed25519:…, from whom you trust",
+            ) from error
+        keyring = load_machine_keyring(places)
     found = parse_certificate(text)
     previous = parse_certificate(before) if before is not None else None
     findings = verify_certificate(found, keyring=keyring, previous=previous)

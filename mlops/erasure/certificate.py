@@ -201,6 +201,8 @@ def render_certificate(certificate: Certificate, findings: Sequence[Finding]) ->
     lines += [f"  rollout    {move['environment']}: {move['product']} {move['kind']}" for move in it["rollout"]]
     lines += [f"  exception  {what}: {why}" for what, why in it["exceptions"].items()]
     lines += [f"  [{'x' if finding.is_good else ' '}] {finding.text}" for finding in findings]
+    if not all(finding.is_good for finding in findings):
+        return "\n".join([*lines, "it proves nothing as long as a line above has no [x]"])
     lines += ["it proves", *(f"  + {text}" for text in it["proves"])]
     lines += ["it does not prove", *(f"  - {text}" for text in it["proves_not"])]
     return "\n".join(lines)

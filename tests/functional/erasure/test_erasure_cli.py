@@ -41,3 +41,11 @@ def test_a_file_that_is_no_certificate_is_said_to_be_none(run, tmp_path):
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xd0\x00")
     done = run("certificate", "verify", str(tmp_path / "picture.png"), "--key", "ed25519:" + "A" * 43 + "=")
     assert isinstance(done.exception, MlopsError), done.exception
+
+
+def test_who_checks_a_certificate_at_home_is_asked_for_the_key(run, tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    (tmp_path / "home" / "certificate.json").write_text("{}")
+    done = run("certificate", "verify", "certificate.json")
+    assert isinstance(done.exception, ProjectError) and "--key" in done.exception.hint

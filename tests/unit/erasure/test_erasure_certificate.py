@@ -6,7 +6,13 @@ from dataclasses import replace
 import pytest
 
 from mlops.clock import FakeClock
-from mlops.erasure.certificate import parse_certificate, render_predicate, sign_certificate, verify_certificate
+from mlops.erasure.certificate import (
+    parse_certificate,
+    render_certificate,
+    render_predicate,
+    sign_certificate,
+    verify_certificate,
+)
 from mlops.erasure.sql_erasure import BatchRow, RequestRow
 from mlops.errors import ProvenanceError
 from mlops.provenance.digest import digest_json
@@ -57,6 +63,16 @@ def test_every_changed_byte_breaks_it(key):
 def test_a_stranger_s_key_is_named(key, tmp_path):
     stranger = make_key(tmp_path, "stranger", clock=FakeClock())
     assert "whom nobody here vouches for" in problems(sign(stranger), key)[0]
+
+
+@pytest.mark.parametrize("signer", ["machine", "stranger"])
+def test_a_certificate_that_does_not_hold_is_not_said_to_prove_anything(key, tmp_path, signer):
+    used = key if signer == "machine" else make_key(tmp_path, signer, clock=FakeClock())
+    found = parse_certificate(sign(used))
+    keyring = KeyRing([AcceptedKey(key.public, "the machine")])
+    text = render_certificate(found, verify_certificate(found, keyring=keyring))
+    assert ("the rows of these requests left" in text) is (signer == "machine")
+    assert ("it proves nothing" in text) is (signer == "stranger")
 
 
 LIES = {
