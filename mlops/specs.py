@@ -6,7 +6,7 @@ Leaves to others: what the files mean (each room has its own spec classes).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -57,26 +57,57 @@ def parse_spec(text: str, kind: type[SpecT], *, source: str) -> SpecT:
     try:
         return kind.model_validate(content if content is not None else {})
     except ValidationError as error:
-        items = tuple(_render_problem(problem, node, source) for problem in error.errors())
+        items = _render_problems(error, node, source)
         count = f"{len(items)} problem{'s' if len(items) > 1 else ''}"
         raise ProjectError(f"{source} has {count}", items=items, hint="fix them and run `mlops doctor`") from error
 
 
-def _render_problem(problem: Any, node: yaml.Node | None, source: str) -> str:
-    location = tuple(problem["loc"])
-    field = ".".join(str(part) for part in location) or "(file)"
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        message = "unknown field"
-    if problem["type"] == "missing":
-        message = "is required"
-    return f"{source}:{_find_line(node, location)}: {field}: {message}"
+_MESSAGES = {
+    "extra_forbidden": "unknown field",
+    "missing": "is required",
+    "model_type": "Input should be a mapping of names to values",
+    "dict_type": "Input should be a mapping of names to values",
+    "tuple_type": "Input should be a list",
+    "too_short": "needs at least {min_length} items, has {actual_length}",
+    "union_tag_invalid": "{tag!r} is none of {expected_tags}",
+}
+_SHOULD_BE = "Input should be "
 
 
-def _find_line(node: yaml.Node | None, location: tuple[str | int, ...]) -> int:
-    """Line of the deepest part of `location` that stands in the file."""
+def _render_problems(error: ValidationError, node: yaml.Node | None, source: str) -> tuple[str, ...]:
+    """A line per field; what the members of a union ask of the same value is said in one."""
+    found: dict[tuple[str, ...], tuple[int, list[str]]] = {}
+    for problem in error.errors():
+        location = tuple(problem["loc"])
+        known = _MESSAGES.get(problem["type"])
+        message = known.format(**problem.get("ctx", {})) if known else str(problem["msg"]).removeprefix("Value error, ")
+        line, field = _find_line(node, location, is_absent=problem["type"] == "missing")
+        if problem["type"] == "too_short" and any(each[: len(field)] == field for each in found):
+            continue  # its items have problems of their own
+        found.setdefault(field, (line, []))[1].append(message)
+    return tuple(
+        f"{source}:{line}: {'.'.join(field) or '(file)'}: {_join(messages)}"
+        for field, (line, messages) in found.items()
+    )
+
+
+def _join(messages: list[str]) -> str:
+    unique = list(dict.fromkeys(messages))
+    if len(unique) > 1 and all(message.startswith(_SHOULD_BE) for message in unique):
+        return _SHOULD_BE + " or ".join(message.removeprefix(_SHOULD_BE) for message in unique)
+    return "; ".join(unique)
+
+
+def _find_line(
+    node: yaml.Node | None, location: tuple[str | int, ...], *, is_absent: bool
+) -> tuple[int, tuple[str, ...]]:
+    """Line of the deepest part of `location` that stands in the file, and those parts; the last too when it is absent.
+
+    pydantic adds parts for union members, which nobody wrote.
+    """
     line = node.start_mark.line + 1 if node is not None else 1
-    for part in location:
+    parts: list[str] = []
+    for index, part in enumerate(location):
         child: yaml.Node | None = None
         if isinstance(node, yaml.MappingNode):
             for key, value in node.value:
@@ -85,10 +116,10 @@ def _find_line(node: yaml.Node | None, location: tuple[str | int, ...]) -> int:
         elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
             child = node.value[part]
             line = child.start_mark.line + 1
-        if child is None:
-            continue  # pydantic adds parts for union members that are not in the file
-        node = child
-    return line
+        if child is not None or (is_absent and index == len(location) - 1):
+            parts.append(str(part))
+        node = child if child is not None else node
+    return line, tuple(parts)
 
 
 def _duplicate_keys(node: yaml.Node, source: str) -> list[str]:

@@ -22,6 +22,7 @@ from mlops.registry.mirror import DatasetReference, Mirror
 from mlops.training.attempt import Crew
 from mlops.training.contract import contract_of_schema
 from mlops.training.ensemble import EnsembleRequest, find_trained, train_ensemble
+from mlops.training.isolation import split_groups
 from mlops.training.leasing import GroupLeases
 from mlops.training.locked_environment import read_pins
 from mlops.training.optuna_search import only_point
@@ -115,10 +116,13 @@ def launch_sweep(
 
     Raises:
         EnvironmentFault: No cluster can be reached or started, or it can never hold one worker group.
+        TrainingError: The data has too few groups of people for the isolation that is asked for.
     """
     fence = find_training_fence(places, version, purpose=request.spec.purpose, subjects=withdrawn)
     if fence is not None:
         return fence
+    if request.spec.isolation is not None:  # said before the search is paid for
+        split_groups(*version.schema.splits["train"], request.spec.isolation)
     starter = starter or CommandStarter()
     stop_orphans(places, leases=leases, starter=starter, clock=clock, say=say)
     paid = ClusterLeases(leases, clock=clock) if request.spec.cluster == "ephemeral" else None

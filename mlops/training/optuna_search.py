@@ -17,7 +17,6 @@ from typing import Any
 
 import optuna
 
-from mlops.errors import ProjectError
 from mlops.training.spec import Choice, Dimension, IntRange, SweepSpec, Value
 from mlops.training.sql_trials import COMPLETE, PRUNED, TrialRow
 
@@ -216,19 +215,16 @@ def count_trials(spec: SweepSpec) -> int:
 
 
 def _grid(spec: SweepSpec) -> Iterator[dict[str, Value]]:
-    axes = [[(name, value) for value in _axis(name, dimension)] for name, dimension in spec.space.items()]
+    axes = [[(name, value) for value in _axis(dimension)] for name, dimension in spec.space.items()]
     return (dict(point) for point in itertools.product(*axes))
 
 
-def _axis(name: str, dimension: Dimension) -> list[Value]:
-    if dimension.when is not None:
-        raise ProjectError(f"space.{name}: a grid has no conditions", hint="use another sampler, or drop `when`")
+def _axis(dimension: Dimension) -> list[Value]:
     if isinstance(dimension, Choice):
         return list(dimension.choices)
     if isinstance(dimension, IntRange):
         return list(range(dimension.low, dimension.high + 1, dimension.step))
-    if dimension.step is None:
-        raise ProjectError(f"space.{name}: a grid needs `step` or `choices`")
+    assert dimension.step is not None, "the spec of a grid gives each range a step"
     count = math.floor((dimension.high - dimension.low) / dimension.step + 1e-9)
     return [dimension.low + dimension.step * index for index in range(count + 1)]
 

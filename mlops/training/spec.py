@@ -6,6 +6,7 @@ Leaves to others: the budget tree (mlops/budgets), what the samplers do (mlops/t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -43,9 +44,12 @@ class FloatRange(_Dimension):
     @model_validator(mode="after")
     def _has_width(self) -> Self:
         _require_range(self.low, self.high, log=self.log)
-        if self.log and self.step is not None:
-            raise ValueError("`log` and `step` exclude each other")
+        _require_step(self.low, self.high, step=self.step, log=self.log)
         return self
+
+    def explain_outside(self, value: Value) -> str:
+        """Why a value can never be drawn; "" when it can."""
+        return _explain_outside(self.low, self.high, value)
 
 
 class IntRange(_Dimension):
@@ -60,13 +64,31 @@ class IntRange(_Dimension):
     @model_validator(mode="after")
     def _has_width(self) -> Self:
         _require_range(self.low, self.high, log=self.log)
+        _require_step(self.low, self.high, step=None if self.step == 1 else self.step, log=self.log)
         return self
+
+    def explain_outside(self, value: Value) -> str:
+        """As `FloatRange.explain_outside`."""
+        if isinstance(value, float) and not value.is_integer():
+            return f"{value!r} is no whole number"
+        return _explain_outside(self.low, self.high, value)
 
 
 class Choice(_Dimension):
     """One of some values."""
 
     choices: tuple[Value, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_each_once(self) -> Self:
+        twice = sorted({repr(value) for value in self.choices if self.choices.count(value) > 1})
+        if twice:
+            raise ValueError(f"`choices` has {', '.join(twice)} more than once")
+        return self
+
+    def explain_outside(self, value: Value) -> str:
+        """As `FloatRange.explain_outside`."""
+        return "" if value in self.choices else f"{value!r} is none of {', '.join(map(repr, self.choices))}"
 
 
 def _kind_of(value: object) -> str:
@@ -128,7 +150,7 @@ class StopEarly(Spec):
     """The objective of a trial that satisfies the constraints is at least this good."""
     plateau_trials: int | None = Field(default=None, ge=1)
     """So many trials in a row brought nothing better."""
-    deadline: Duration | None = None
+    deadline: Duration | None = Field(default=None, gt=0)
     spend: Money | None = None
 
 
@@ -182,7 +204,10 @@ class SweepSpec(Spec):
     purpose: str = "model_training"
     """What the data is used for; a dataset that does not allow it is refused."""
     budget: str
-    objective: Objective | tuple[Objective, ...]
+    objective: Annotated[
+        Annotated[Objective, Tag("one")] | Annotated[tuple[Objective, ...], Tag("several"), Field(min_length=1)],
+        Discriminator(lambda value: "several" if isinstance(value, list | tuple) else "one"),
+    ]
     """Several objectives need the sampler nsga2; the winner is chosen by the first."""
     constraints: tuple[Constraint, ...] = ()
     space: dict[ParameterName, Dimension] = Field(min_length=1)
@@ -209,13 +234,13 @@ class SweepSpec(Spec):
     and at least 2: one is asked for while one runs."""
     priority: Priority | None = None
     """`low`, `normal`, `high`, `urgent` or 0..1000, among the sweeps of the budget; left out: the budget's."""
-    lease_window: Duration = 60.0
+    lease_window: Duration = Field(default=60.0, gt=0)
     grace: Duration = 5.0
     checkpoint_time: Duration = 5.0
     idle: Duration = 30.0
     """A group without work gives its lease back after this."""
-    start_deadline: Duration = 120.0
-    silence: Duration = 600.0
+    start_deadline: Duration = Field(default=120.0, gt=0)
+    silence: Duration = Field(default=600.0, gt=0)
     """A worker group that reports nothing for so long is taken as hung, ended and started again."""
     max_failures: int = Field(default=2, ge=0)
     """So often a trial is repeated after its group died; an error of the trainer is not repeated."""
@@ -258,16 +283,7 @@ class SweepSpec(Spec):
         reserved = RESERVED | ({MEMBER} if self.isolation is not None else frozenset())
         problems = [f"`{name}` is given by the machine" for name in sorted(reserved & {*self.space, *self.fixed})]
         problems += [f"`{name}` stands in space and in fixed" for name in sorted({*self.space} & {*self.fixed})]
-        problems += [
-            f"first.{index} names {name!r}, which is not in space"
-            for index, point in enumerate(self.first)
-            for name in sorted(set(point) - set(self.space))
-        ]
-        earlier: set[str] = set()
-        for name, dimension in self.space.items():
-            later = set(dimension.when or ()) - earlier - set(self.fixed)
-            problems += [f"space.{name}.when names {other!r}, which does not come before it" for other in sorted(later)]
-            earlier.add(name)
+        problems += _misplaced_points(self)
         if len(self.objectives) > 1 and self.sampler not in ("nsga2", "random"):
             problems.append(f"several objectives need the sampler nsga2, not {self.sampler}")
         if len(self.objectives) > 1 and self.pruner.name != "none":
@@ -329,6 +345,43 @@ def verify_parameters(spec: SweepSpec, *, trainer_file: Path) -> TrainerText:
             hint="model() and what it uses keep to torch, numpy and the standard library; train() may import more",
         )
     return trainer
+
+
+def _misplaced_points(spec: SweepSpec) -> Iterator[str]:
+    """What `first`, `when` and a grid say of values that the space does not have."""
+    for index, point in enumerate(spec.first):
+        yield from (
+            f"first.{index} names {name!r}, which is not in space" for name in sorted(set(point) - set(spec.space))
+        )
+        for name in spec.space.keys() & point.keys():
+            outside = spec.space[name].explain_outside(point[name])
+            yield from [f"first.{index}.{name}: {outside}"] if outside else []
+    earlier: set[str] = set()
+    for name, dimension in spec.space.items():
+        conditions = dimension.when or {}
+        for other in sorted(set(conditions) - earlier - set(spec.fixed)):
+            yield f"space.{name}.when names {other!r}, which does not come before it"
+        for other in sorted(set(conditions) & earlier):
+            outside = spec.space[other].explain_outside(conditions[other])
+            yield from [f"space.{name}.when.{other}: {outside}, so {name} is never searched"] if outside else []
+        if spec.sampler == "grid" and conditions:
+            yield f"space.{name}: a grid has no conditions; use another sampler, or drop `when`"
+        if spec.sampler == "grid" and isinstance(dimension, FloatRange) and dimension.step is None:
+            yield f"space.{name}: a grid needs `step` or `choices`"
+        earlier.add(name)
+
+
+def _explain_outside(low: float, high: float, value: Value) -> str:
+    if isinstance(value, bool | str):
+        return f"{value!r} is no number"
+    return "" if low <= value <= high else f"{value!r} is outside of {low} to {high}"
+
+
+def _require_step(low: float, high: float, *, step: float | None, log: bool) -> None:
+    if step is not None and log:
+        raise ValueError("`log` and `step` exclude each other")
+    if step is not None and step > high - low:
+        raise ValueError(f"`step` {step} is larger than the range {low} to {high}")
 
 
 def _require_range(low: float, high: float, *, log: bool) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
 from mlops.errors import ProjectError
 from mlops.specs import Spec, load_spec, parse_spec
@@ -43,6 +44,15 @@ def test_five_problems_are_five_lines_with_file_line_and_field() -> None:
     assert any(item.startswith("bad.yaml:4: parts.0.price: ") and "2000 USD" in item for item in items)
     assert any(item.startswith("bad.yaml:5: parts.0.window: ") for item in items)
     assert any(item.endswith("version: is required") for item in items)
+
+
+def test_a_value_that_no_member_of_a_union_takes_is_one_line() -> None:
+    class Shelf(Spec):
+        books: tuple[int | bool, ...] = Field(min_length=1)
+
+    with pytest.raises(ProjectError) as raised:
+        parse_spec("books:\n  - [1]\n", Shelf, source="bad.yaml")
+    assert raised.value.items == ("bad.yaml:2: books.0: Input should be a valid integer or a valid boolean",)
 
 
 CASES = {

@@ -29,7 +29,7 @@ def test_the_policy_of_income_is_valid_and_blocks_what_the_company_asked_for() -
 WRONG = {
     "a rule without a reason": ("  - {name: a, kind: loss, maximum: 1, owner: me}", "reason"),
     "a reason that is no sentence": ("  - {name: a, kind: loss, maximum: 1, owner: me, reason: because}", "reason"),
-    "an unknown kind": ("  - {name: a, kind: vibes, owner: me, reason: a reason of a sentence}", "kind"),
+    "an unknown kind": ("  - {name: a, kind: vibes, owner: me, reason: a reason of a sentence}", "'vibes' is none of"),
     "report without its reason": (
         "  - {name: a, kind: loss, maximum: 1, owner: me, reason: a reason of a sentence, undecided: report}",
         "undecided_reason",
