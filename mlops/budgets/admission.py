@@ -134,8 +134,11 @@ class Admission:
                 self._decide(transaction)
 
     def submit(self, request: GroupRequest) -> GroupStatus:
-        """Queue a group (once per id) and decide."""
+        """Queue a group (once per id) and decide; one of a budget that does not exist is refused, and not queued."""
         with self._ledger.write() as transaction:
+            tree = load_applied(transaction.connection)
+            if not tree.path(request.budget):
+                return _refuse_unknown(request, known=tree.by_name)
             if _find_row(transaction.connection, request.group_id) is None:
                 transaction.append("group.submitted", request.group_id, {"request": json.loads(request.to_json())})
                 now_us = transaction.now_us
@@ -200,10 +203,10 @@ class Admission:
             return None
 
     def cancel(self, group_id: str) -> None:
-        """Take a waiting group out of the queue."""
+        """Take a group that waits, or was refused, out of the queue."""
         with self._ledger.write() as transaction:
             row = _find_row(transaction.connection, group_id)
-            if row is not None and row.status == "waiting":
+            if row is not None and row.status in ("waiting", "refused"):
                 transaction.append("group.ended", group_id, {"attempt": row.attempt})
                 _update(transaction, group_id, status="ended", reason="cancelled")
                 self._decide(transaction)
@@ -378,6 +381,22 @@ def _to_status(row: sa.Row[Any]) -> GroupStatus:
         lease_id=row.lease_id,
         leaves_by_us=row.leaves_by_us,
         attempt=row.attempt,
+    )
+
+
+def _refuse_unknown(request: GroupRequest, *, known: Iterable[str]) -> GroupStatus:
+    return GroupStatus(
+        group_id=request.group_id,
+        budget=request.budget,
+        kind=request.accelerators.kind,
+        units=to_milli(request.accelerators.count),
+        status="refused",
+        reason=f"there is no budget {request.budget!r}; known: {', '.join(known) or 'none'}",
+        reason_code="unknown-budget",
+        placement=(),
+        lease_id="",
+        leaves_by_us=0,
+        attempt=0,
     )
 
 

@@ -37,13 +37,15 @@ def sweep() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON; progress goes to stderr.")
 def launch(product: str, *, trials: int | None, dry_run: bool, hint: str | None, detach: bool, as_json: bool) -> None:
     """Run the sweep of PRODUCT under its budget; one that was interrupted goes on."""
+    from mlops.project.file_examination import require_sweep_file
     from mlops.project.opening import open_project  # heavy: SQLAlchemy, pydantic, torch
     from mlops.training.launch import load_launch_spec
     from mlops.training.spec import verify_parameters
 
     project = open_project()
     places = project.places
-    spec = load_launch_spec(places, project.require_product(product), trials=trials)
+    require_sweep_file(places, project.require_product(product))
+    spec = load_launch_spec(places, product, trials=trials)
     verify_parameters(spec, trainer_file=places.trainer_file(product))
     if dry_run:
         _show_plan(project, spec, hint=hint, as_json=as_json)
@@ -62,6 +64,7 @@ def launch(product: str, *, trials: int | None, dry_run: bool, hint: str | None,
 @click.option("--accept-changes", is_flag=True, help="Go on although trainer, spec, lock or code changed meanwhile.")
 def resume(sweep_id: str, *, as_json: bool, dry_run: bool, accept_changes: bool) -> None:
     """Go on with a stopped or interrupted sweep; finished trials are not repeated."""
+    from mlops.project.file_examination import require_sweep_file
     from mlops.project.opening import open_project
     from mlops.training import sweep_view
     from mlops.training.launch import load_launch_spec
@@ -74,6 +77,7 @@ def resume(sweep_id: str, *, as_json: bool, dry_run: bool, accept_changes: bool)
     sweep_view.require_search(row)
     spec = load_launch_spec(project.places, project.require_product(row.product), trials=int(row.spec["trials"]))
     verify_parameters(spec, trainer_file=project.places.trainer_file(row.product))
+    require_sweep_file(project.places, row.product)
     request = replace(_request(project, spec), resumed_id=row.sweep_id)
     changed = find_changes(request, row.inputs)
     is_finished = row.state == "finished"
@@ -102,6 +106,8 @@ def list_(product: str | None, *, as_json: bool) -> None:
 
     project = open_project()
     views = list_views(project.ledger, product=product, now_us=project.clock.now_us())
+    if product is not None and not views:  # one whose files are gone may still have sweeps
+        project.require_product(product)
     if as_json:
         emit_json([view.to_json() for view in views])
         return

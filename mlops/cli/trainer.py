@@ -72,11 +72,12 @@ def run(
     from mlops.training.local_attempt import LocalChannel, LocalTrial, first_point, seed_of_trial
     from mlops.training.local_group import run_local_group
     from mlops.training.ray_worker import SourceRecipe
+    from mlops.training.trainer import read_trainer
 
     project = open_project()
     spec = load_launch_spec(project.places, project.require_product(product))
     params, found_seed = _parameters(project, spec, trial) if trial else (first_point(spec), seed_of_trial(spec, 0))
-    params = {**params, **_parse_settings(settings)}
+    params = {**params, **_parse_settings(settings, known=read_trainer(project.places.trainer_file(product)).known)}
     click.echo(" ".join(f"{name}={value}" for name, value in params.items()))
     if dry_run:
         return
@@ -119,11 +120,20 @@ def _parameters(project: Project, spec: SweepSpec, reference: str) -> tuple[dict
     return found[0].params, found[0].seed
 
 
-def _parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+def _parse_settings(settings: tuple[str, ...], *, known: frozenset[str]) -> dict[str, Any]:
     parsed: dict[str, Any] = {}
     for setting in settings:
         name, separator, value = setting.partition("=")
         if not separator or not name:
             raise ProjectError(f"--set {setting!r} is not of the form KEY=VALUE")
-        parsed[name] = yaml.safe_load(value)
+        if name not in known:
+            raise ProjectError(
+                f"--set {setting!r}: the trainer does not read {name!r}", hint=f"it reads {', '.join(sorted(known))}"
+            )
+        try:
+            parsed[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ProjectError(
+                f"--set {setting!r}: {value!r} is no YAML value", hint="write a number, true, false or a word"
+            ) from error
     return parsed

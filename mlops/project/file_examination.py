@@ -82,7 +82,7 @@ def _examine_all(places: Places) -> Iterator[Diagnosis]:
 
 def _examine_product(places: Places, product: str) -> Iterator[Diagnosis]:
     sweep = f"training/{product}.yaml"
-    yield _examine(sweep, lambda: _check_sweep(places, product), places)
+    yield _examine(sweep, lambda: require_sweep_file(places, product), places)
     yield _examine(f"training/{product}.py", lambda: _check_trainer(places, product), places)
     yield _examine(f"evaluation/{product}.yaml", lambda: _check_policy(places, product), places)
     yield _examine(f"deploy/{product}.yaml", lambda: _check_image(places, product), places)
@@ -94,7 +94,12 @@ def _examine_cases(places: Places) -> Iterator[Diagnosis]:
         yield _examine(subject, lambda path=path: load_spec(path, IncidentCase), places)  # type: ignore[misc]
 
 
-def _check_sweep(places: Places, product: str) -> None:
+def require_sweep_file(places: Places, product: str) -> None:
+    """The sweep spec of a product is sound, and names a dataset and a budget that exist.
+
+    Raises:
+        ProjectError: It is not; `items` has every problem.
+    """
     spec = load_sweep_spec(places.sweep_file(product))
     problems = []
     if spec.dataset not in list_recipes(places):
@@ -280,7 +285,8 @@ def _find_strangers(places: Places, seen: set[str]) -> Iterator[Diagnosis]:
 
 def _raise_all(problems: list[str], path: Path) -> None:
     if problems:
-        raise ProjectError(_count(tuple(problems)), items=tuple(f"{path}: {problem}" for problem in problems))
+        items = tuple(f"{path}: {problem}" for problem in problems)
+        raise ProjectError(f"{path} has {_count(items)}", items=items, hint="fix them and run `mlops doctor`")
 
 
 def _count(items: tuple[str, ...]) -> str:

@@ -67,6 +67,22 @@ def test_a_group_whose_driver_stopped_asking_leaves_the_queue_and_holds_up_nobod
     assert [each.group_id for each in load_queue_of(queue)] == ["runs", "next"]
 
 
+def test_a_refused_group_is_seen_until_its_driver_takes_it_back(queue):
+    admission, _, _ = queue
+    assert admission.submit(request("huge", "a", 9)).status == "refused"
+    assert [each.group_id for each in load_queue_of(queue)] == ["huge"]
+    admission.cancel("huge")
+    assert load_queue_of(queue) == ()
+
+
+def test_a_group_of_a_budget_that_does_not_exist_is_refused_and_not_queued(queue):
+    admission, _, _ = queue
+    status = admission.submit(request("lost", "aa", 1))
+    assert (status.status, status.reason_code) == ("refused", "unknown-budget")
+    assert status.reason == "there is no budget 'aa'; known: a, b, company"
+    assert load_queue_of(queue) == ()
+
+
 def load_queue_of(queue):
     _, ledger, _ = queue
     with ledger.read() as connection:

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from mlops.cli.main import mlops as command
 from mlops.clock import FakeClock, SystemClock
+from mlops.errors import ProjectError
 from mlops.ledger.connection import open_ledger, sqlite_url
 from mlops.places import Places
 from mlops.training import sql_trials
@@ -173,6 +174,24 @@ def test_members_of_an_ensemble_are_not_gone_on_with_as_if_they_were_a_search(pr
     result = run(*words)
     assert "trains the members of an ensemble" in str(result.exception)
     assert "mlops sweep launch tiny" in result.exception.hint
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sweep", "launch", "tiny"), "budget: unknown budget 'research'"),
+        (("sweep", "list", "tinny"), "unknown product 'tinny'"),
+        (("trainer", "run", "tiny", "--set", "y=1"), "the trainer does not read 'y'"),
+        (("trainer", "run", "tiny", "--set", "x=["), "'[' is no YAML value"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(project, words, said):
+    (project / "training").mkdir()
+    (project / "training" / "tiny.py").write_text("def model(params): ...\ndef train(worker, params): params['x']\n")
+    (project / "training" / "tiny.yaml").write_text(SPEC)
+    fault = run(*words).exception
+    assert isinstance(fault, ProjectError)
+    assert said in "\n".join([fault.message, *fault.items])
 
 
 def test_stop_without_a_local_ray_says_so(project):
