@@ -213,14 +213,18 @@ class ModelRegistry:
         """Copy the model folder to `target`, which must not exist.
 
         Raises:
-            ProvenanceError: `target` exists, or the artefacts cannot be fetched.
+            ProvenanceError: `target` exists or cannot be written, or the artefacts cannot be fetched.
         """
         if target.exists():
             raise ProvenanceError(f"{target} exists", hint="name a folder that does not exist yet")
         run_folder = version.source.rstrip("/").rpartition("/")[2]
         with _translated(f"fetch {version.product} version {version.number}"), tempfile.TemporaryDirectory() as scratch:
             fetched = self._client.download_artifacts(version.run_id, run_folder, scratch)
-            shutil.copytree(fetched, target)
+            try:
+                shutil.copytree(fetched, target)
+            except OSError as error:
+                hint = "name a folder that you may write and that does not exist yet"
+                raise ProvenanceError(f"{target} cannot be written: {error.strerror or error}", hint=hint) from error
         return target
 
     def _require_run(self, run_id: str) -> Any:

@@ -138,6 +138,8 @@ def test_a_version_can_be_fetched(store: Any, make_candidate: Any, contract: Any
     assert (fetched / "model.onnx").read_bytes() == (version.source_folder / "model.onnx").read_bytes()
     with pytest.raises(ProvenanceError, match="exists"):
         store[0].download(version, target=tmp_path / "here")
+    with pytest.raises(ProvenanceError, match="cannot be written"):
+        store[0].download(version, target=fetched / "model.onnx" / "below")
 
 
 def test_an_unknown_run_or_half_a_candidate_registers_nothing(
