@@ -96,6 +96,9 @@ def connected(
                 f"Ray at {address} cannot be reached: {error}",
                 hint="unset RAY_ADDRESS to use a local Ray, or check the cluster; `mlops stop` ends a local one",
             ) from error
+        # What the raylet says of a dead worker goes to standard output whatever `log_to_driver` says, and would stand
+        # in the middle of JSON. The sweep tells of the loss itself. Private: a release of Ray may move it.
+        ray._private.worker._worker_logs_enabled = False
         stack.callback(ray.shutdown)
         yield float(ray.cluster_resources().get("CPU", 0.0))
 

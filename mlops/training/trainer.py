@@ -115,7 +115,7 @@ def load_trainer(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise TrainingError(f"{path} fails when imported: {type(error).__name__}: {error}") from error
     return module

@@ -480,7 +480,7 @@ def run_attempt(
         outcome, reason = "failed", error.message
     except EnvironmentFault as error:  # storage, not the trainer: the attempt is repeated
         outcome, reason = "lost", error.message
-    except Exception as error:  # the trainer is user code: whatever it raises is its trial's reason
+    except (Exception, SystemExit) as error:  # the trainer is user code: whatever it raises is its trial's reason
         has_lost_peer = is_peer_loss(error)
         outcome = "lost" if has_lost_peer else "failed"
         reason = describe_error(error, trainer=task.trainer_file)

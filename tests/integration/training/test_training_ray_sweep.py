@@ -43,6 +43,14 @@ def test_trials_of_two_workers_overlap_on_warm_groups(ray_project, calm):
     assert not ray_project.leases.live
 
 
+def test_ray_itself_writes_nothing_to_standard_output(ray_project, capfd):
+    with connected(ray_project.places):
+        import ray  # not before the environment is set
+
+        ray._private.worker.print_worker_logs({"lines": ["A worker died"], "pid": "raylet"}, sys.stdout)
+    assert "A worker died" not in capfd.readouterr().out
+
+
 def test_a_trainer_that_fails_on_one_worker_only_fails_its_trial_and_not_the_sweep(ray_project):
     trainer = ray_project.places.trainer_file("tiny")
     trainer.write_text(
@@ -167,6 +175,7 @@ def wait_for(crew, kind):
 
 
 HELD = """
+import sys
 import time
 from pathlib import Path
 

@@ -102,6 +102,7 @@ def test_a_pruned_attempt_ends_without_weights_even_inside_a_catch_all(make_task
         "metric that the sweep needs is missing": ("        worker.report({'accuracy': 1.0})", "loss"),
         "epoch without a report": ("        pass", "without worker.report"),
         "exception": ("        raise KeyError('colour')", "other.py:24: KeyError: 'colour'"),
+        "exit": ("        raise SystemExit(3)", "other.py:24: SystemExit: 3"),
         "file that is not its own": (
             "        raise PermissionError(13, 'Permission denied', '/x')",
             "below `worker.folder`",
