@@ -51,6 +51,9 @@ def parse_spec(text: str, kind: type[SpecT], *, source: str) -> SpecT:
         line = mark.line + 1 if mark else 1
         problem = getattr(error, "problem", None) or str(error)
         raise ProjectError(f"{source}:{line}: not valid YAML: {problem}", hint="fix the line and try again") from error
+    except ValueError as error:  # a date that no calendar has, such as 2026-13-01
+        line = _find_unreadable(node)
+        raise ProjectError(f"{source}:{line}: no such date: {error}", hint="fix the line and try again") from error
     duplicates = tuple(_duplicate_keys(node, source)) if node is not None else ()
     if duplicates:
         raise ProjectError(f"{source} names a key twice", items=duplicates)
@@ -120,6 +123,19 @@ def _find_line(
             parts.append(str(part))
         node = child if child is not None else node
     return line, tuple(parts)
+
+
+def _find_unreadable(node: yaml.Node | None) -> int:
+    """Line of the first plain value that YAML takes for a date and cannot make one of."""
+    if isinstance(node, yaml.ScalarNode):
+        try:
+            yaml.safe_load(node.value) if node.tag.endswith(":timestamp") else None
+        except ValueError:
+            return int(node.start_mark.line) + 1
+        return 0
+    children = [child for pair in node.value for child in pair] if isinstance(node, yaml.MappingNode) else []
+    children += node.value if isinstance(node, yaml.SequenceNode) else []
+    return next((line for line in map(_find_unreadable, children) if line), 0)
 
 
 def _duplicate_keys(node: yaml.Node, source: str) -> list[str]:

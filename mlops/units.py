@@ -18,6 +18,8 @@ _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(s|min|m|h|d|w)\s*")
 _MONEY = re.compile(r"\s*(\d[\d_,]*(?:\.\d+)?)\s*USD\s*")
 _SHAPE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*[x×]\s*([a-z][a-z0-9-]*)\s*")
 MICRO_USD = 1_000_000
+MOST_USD = 10**12
+"""What a ledger's 64-bit sums hold with room to spare."""
 
 
 def parse_duration(text: object) -> float:
@@ -36,7 +38,7 @@ def parse_money(text: object) -> int:
     """`2000 USD`, `0.05 USD` to integer micro-USD.
 
     Raises:
-        ValueError: Not an amount, or finer than a micro-USD.
+        ValueError: Not an amount, finer than a micro-USD, or more than `MOST_USD`.
     """
     match = _MONEY.fullmatch(text) if isinstance(text, str) else None
     if match is None:
@@ -47,6 +49,8 @@ def parse_money(text: object) -> int:
         raise ValueError(f"{text!r} is not an amount of money") from error
     if micro != micro.to_integral_value():
         raise ValueError(f"{text!r} is finer than one micro-USD (six digits after the point)")
+    if micro > MOST_USD * MICRO_USD:
+        raise ValueError(f"{text!r} is more than {MOST_USD:,} USD")
     return int(micro)
 
 

@@ -76,6 +76,28 @@ def set_budget(ledger: Ledger, node: BudgetNode, *, who: str, why: str) -> None:
         write_version(transaction, node.name, node.to_json(), source="set", who=who, why=why)
 
 
+def apply_file(ledger: Ledger, files: BudgetTree, name: str, *, who: str, why: str) -> None:
+    """Apply one file as it stands, also one that is older than the ledger: a mistake that was taken back in git."""
+    content = files.rates.to_json() if name == RATES else files.by_name[name].to_json()
+    with ledger.write() as transaction:
+        write_version(transaction, name, content, source="set", who=who, why=why)
+
+
+def find_disagreements(connection: sa.Connection, files: BudgetTree) -> tuple[str, ...]:
+    """Sentences about what holds though the files, new ones applied, say something else."""
+    wanted = {node.name: node.digest for node in files.nodes} | {RATES: files.rates.digest}
+    notes = []
+    for row in connection.execute(sa.select(budgets.c.name, budgets.c.digest, budgets.c.who, budgets.c.why)):
+        if row.name not in wanted:
+            notes.append(f"{row.name}: it holds on without budgets/{row.name}.yaml, which is gone")
+        elif wanted[row.name] != row.digest:
+            notes.append(
+                f"{row.name}: budgets/{row.name}.yaml says something else than what holds, which {row.who} set "
+                f"({row.why}); to go back to the file: mlops budget set {row.name} --from-file --why …"
+            )
+    return tuple(notes)
+
+
 def _apply(transaction: Transaction, name: str, content: Mapping[str, Any], digest: str, *, who: str) -> Change:
     seen = transaction.connection.execute(
         sa.select(budget_digests.c.digest).where(budget_digests.c.name == name, budget_digests.c.digest == digest)

@@ -36,8 +36,10 @@ def forecast_for(
         raise ProjectError(f"there is no budget {budget!r}", hint=f"known budgets: {', '.join(tree.by_name)}")
     rate = tree.rates.find_price(accelerators.kind, at_us=now_us)
     if rate is None:
-        known = ", ".join(sorted(tree.rates.kinds))
-        raise ProjectError(f"{accelerators.kind} has no price in rates.yaml", hint=f"priced kinds: {known}")
+        priced = sorted(kind for kind in tree.rates.kinds if tree.rates.find_price(kind, at_us=now_us) is not None)
+        later = " today, only from a later day on" if accelerators.kind in tree.rates.kinds else ""
+        known = f"kinds with a price now: {', '.join(priced) or 'none'}"
+        raise ProjectError(f"{accelerators.kind} has no price in rates.yaml{later}", hint=known)
     history = finished_seconds
     if not history and history_prefix:
         history = load_finished_seconds(connection, sweep_prefix=history_prefix)

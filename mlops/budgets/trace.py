@@ -8,6 +8,7 @@ kind, minimum_accelerators, step_accelerators, model_name, batch_size`. A Muri t
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,10 +48,11 @@ def read_trace(path: Path) -> tuple[Job, ...]:
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError) as error:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ProjectError(f"{path} cannot be read: {error}") from error
-    columns = set(rows[0]) if rows else set()
+    columns = set(reader.fieldnames or ())
     if columns >= MURI_COLUMNS:
         parse = _parse_muri
     elif columns >= OWN_COLUMNS:
@@ -58,25 +60,39 @@ def read_trace(path: Path) -> tuple[Job, ...]:
     else:
         needed = ", ".join(sorted(OWN_COLUMNS))
         raise ProjectError(f"{path} is not a trace", hint=f"the first line names the columns, at least {needed}")
+    if not rows:
+        raise ProjectError(f"{path} holds no job", hint="one line for each job, below the names of the columns")
     jobs, problems = [], []
     for number, row in enumerate(rows, start=2):
         try:
             jobs.append(_check(parse(row)))
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             problems.append(f"{path}:{number}: {error}")
     if len({job.job_id for job in jobs}) != len(jobs):
         problems.append(f"{path}:1: a job_id stands twice")
     if problems:
-        raise ProjectError(f"{path} has {len(problems)} broken lines", items=tuple(problems))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise ProjectError(f"{path} has {count}", items=tuple(problems), hint="mend the lines named here")
     return tuple(sorted(jobs, key=lambda job: (job.submitted_us, job.job_id)))
+
+
+def _number(row: Mapping[str, str | None], name: str, *, default: str = "") -> float:
+    text = row.get(name) or default
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{name}: {text!r} is not a number" if text else f"{name} is missing")
+    return value
 
 
 def _parse_muri(row: Mapping[str, str]) -> Job:
     return Job(
         job_id=row["job_id"].rjust(8, "0"),
-        submitted_us=int(row["submit_time"]) * 1_000,
-        units=int(row["num_gpu"]) * 1_000,
-        duration_us=int(row["duration"]) * 1_000,
+        submitted_us=round(_number(row, "submit_time") * 1_000),
+        units=to_milli(_number(row, "num_gpu")),
+        duration_us=round(_number(row, "duration") * 1_000),
         features={"model_name": row.get("model_name", ""), "batch_size": row.get("batch_size", "")},
     )
 
@@ -84,14 +100,14 @@ def _parse_muri(row: Mapping[str, str]) -> Job:
 def _parse_own(row: Mapping[str, str]) -> Job:
     return Job(
         job_id=row["job_id"],
-        submitted_us=round(float(row["submit_s"]) * SECOND_US),
-        units=to_milli(float(row["accelerators"])),
-        duration_us=round(float(row["duration_s"]) * SECOND_US),
-        priority=int(row.get("priority") or 500),
+        submitted_us=round(_number(row, "submit_s") * SECOND_US),
+        units=to_milli(_number(row, "accelerators")),
+        duration_us=round(_number(row, "duration_s") * SECOND_US),
+        priority=round(_number(row, "priority", default="500")),
         budget=row.get("budget") or "trace",
         kind=row.get("kind") or "gpu",
-        minimum_units=to_milli(float(row.get("minimum_accelerators") or 0)),
-        step_units=to_milli(float(row.get("step_accelerators") or 0)),
+        minimum_units=to_milli(_number(row, "minimum_accelerators", default="0")),
+        step_units=to_milli(_number(row, "step_accelerators", default="0")),
         features={"model_name": row.get("model_name") or "", "batch_size": row.get("batch_size") or ""},
     )
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from mlops.units import Accelerators, parse_duration, parse_money, render_money
 if TYPE_CHECKING:
     from mlops.budgets.overview import BudgetLine, Overview
     from mlops.budgets.prediction import Predictor
+    from mlops.budgets.tree import BudgetNode, BudgetTree
     from mlops.project.opening import Project
 
 _CLUSTER = re.compile(r"(\d{1,5})[x×](\d{1,5})")
@@ -33,17 +36,22 @@ def budget() -> None:
 def show(name: str | None, as_json: bool) -> None:
     """Money, quotas, warnings and the queue of every budget; with NAME, also who changed that one."""
     from mlops.budgets.admission import load_queue
+    from mlops.budgets.configuration import find_disagreements, load_applied
     from mlops.budgets.overview import load_history, load_overview
+    from mlops.budgets.spec import find_oversubscriptions, load_budgets
 
     project = _open()
+    files = load_budgets(project.places.budgets_folder)
     with project.ledger.read() as connection:
+        notes = [*find_disagreements(connection, files), *find_oversubscriptions(load_applied(connection))]
         overview = load_overview(connection, now_us=project.clock.now_us())
         history = load_history(connection, name) if name else ()
         queue = load_queue(connection)
     if name is not None:
         _require(name, {line.name for line in overview.lines})
     if as_json:
-        emit_json({**overview.to_json(), "history": history, "queue": [each.to_json() for each in queue]})
+        queued = [each.to_json() for each in queue]
+        emit_json({**overview.to_json(), "history": history, "queue": queued, "notes": notes})
         return
     click.echo(_render_overview(overview, only=name))
     for change in history:
@@ -52,45 +60,93 @@ def show(name: str | None, as_json: bool) -> None:
         click.echo(f"{waiting.status} {waiting.group_id} ({waiting.budget}, {waiting.units / 1000:g} {waiting.kind})")
         if waiting.reason:
             click.echo(f"    {waiting.reason}")
+    for note in notes:
+        click.echo(f"note: {note}")
 
 
 @budget.command("set")
 @click.argument("name")
 @click.option("--cap", help="Money per period, for instance '500 USD'.")
 @click.option("--quota", multiple=True, help="Nominal accelerators of a kind, for instance 8xh100; repeatable.")
+@click.option("--from-file", is_flag=True, help="What budgets/NAME.yaml says, though it is older; NAME may be rates.")
 @click.option("--who", help="Who decides (default: your user name).")
 @click.option("--why", required=True, help="Why; kept in the ledger.")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
-def set_(*, name: str, cap: str | None, quota: tuple[str, ...], who: str | None, why: str, dry_run: bool) -> None:
+def set_(
+    *, name: str, cap: str | None, quota: tuple[str, ...], from_file: bool, who: str | None, why: str, dry_run: bool
+) -> None:
     """Change a budget in the ledger at once; the file should follow."""
-    from mlops.budgets.configuration import load_applied, set_budget
-    from mlops.budgets.money import to_milli
+    from mlops.budgets.configuration import RATES, apply_file, load_applied, set_budget
     from mlops.budgets.opening import find_person
-    from mlops.budgets.tree import Quota
+    from mlops.budgets.spec import load_budgets
 
+    if not why.strip():
+        raise click.UsageError("--why needs words: whoever asks later finds nothing else")
+    if from_file and (cap is not None or quota):
+        raise click.UsageError("--from-file takes all from the file: give no --cap and no --quota")
     project = _open()
     with project.ledger.read() as connection:
         tree = load_applied(connection)
-    _require(name, set(tree.by_name))
-    node = tree.by_name[name]
+    files = load_budgets(project.places.budgets_folder)
+    _require(name, {*files.by_name, RATES} if from_file else set(tree.by_name))
+    if from_file and name == RATES:
+        click.echo(f"rates: {'as in the file' if files.rates == tree.rates else 'the file replaces what holds'}")
+    else:
+        node = tree.by_name[name]
+        changed = files.by_name[name] if from_file else _change(node, cap=cap, quota=quota, kinds=tree.rates.kinds)
+        if changed == node:
+            raise click.UsageError("nothing to change: give --cap or --quota" if not from_file else "nothing to change")
+        _echo_change(project, tree, node, changed)
+    if dry_run:
+        click.echo("dry run: nothing was changed")
+    elif from_file:
+        apply_file(project.ledger, files, name, who=who or find_person(), why=why)
+        click.echo("applied from its file")
+    else:
+        set_budget(project.ledger, changed, who=who or find_person(), why=why)
+        click.echo(f"applied; now change budgets/{name}.yaml as well, so that the file says the same")
+
+
+def _change(node: BudgetNode, *, cap: str | None, quota: tuple[str, ...], kinds: frozenset[str]) -> BudgetNode:
+    from mlops.budgets.money import to_milli
+    from mlops.budgets.spec import MOST_ACCELERATORS
+    from mlops.budgets.tree import Quota
+
     changed = replace(node, cap_micro_usd=_parse(parse_money, cap)) if cap is not None else node
     for text in quota:
         shape = _parse(Accelerators.parse, text)
+        if shape.kind not in kinds:
+            raise click.UsageError(f"--quota {text}: unknown accelerator kind; rates.yaml prices {_join(kinds)}")
+        if shape.count > MOST_ACCELERATORS or to_milli(shape.count) != shape.count * 1000:
+            raise click.UsageError(f"--quota {text}: more than {MOST_ACCELERATORS:,}, or finer than a thousandth")
         old = changed.quotas.get(shape.kind, Quota(0))
         quotas = {**changed.quotas, shape.kind: replace(old, nominal=to_milli(shape.count))}
         changed = replace(changed, quotas=quotas)
-    if changed == node:
-        raise click.UsageError("nothing to change: give --cap or --quota")
-    if cap is not None:
-        before = render_money(node.cap_micro_usd) if node.cap_micro_usd is not None else "no cap"
-        click.echo(f"{name}: cap {before} -> {render_money(changed.cap_micro_usd or 0)} per {node.period}")
-    for text in quota:
-        click.echo(f"{name}: quota {text}")
-    if dry_run:
-        click.echo("dry run: nothing was changed")
-        return
-    set_budget(project.ledger, changed, who=who or find_person(), why=why)
-    click.echo(f"applied; now change budgets/{name}.yaml as well, so that the file says the same")
+    return changed
+
+
+def _echo_change(project: Project, tree: BudgetTree, node: BudgetNode, changed: BudgetNode) -> None:
+    """What was and what will be, and what follows that nobody may have meant."""
+    from mlops.budgets.overview import load_overview
+    from mlops.budgets.spec import find_oversubscriptions
+
+    before, after = (
+        render_money(it.cap_micro_usd) if it.cap_micro_usd is not None else "no cap" for it in (node, changed)
+    )
+    if before != after:
+        click.echo(f"{node.name}: cap {before} -> {after} per {changed.period}")
+    for kind in sorted({*node.quotas, *changed.quotas}):
+        old, new = (it.quotas[kind].nominal / 1000 if kind in it.quotas else 0 for it in (node, changed))
+        if old != new:
+            click.echo(f"{node.name}: quota of {kind} {old:g} -> {new:g}")
+    with project.ledger.read() as connection:
+        lines = {line.name: line for line in load_overview(connection, now_us=project.clock.now_us()).lines}
+    committed = lines[node.name].charged_micro_usd + lines[node.name].reserved_micro_usd
+    if changed.cap_micro_usd is not None and before != after and committed >= changed.cap_micro_usd:
+        click.echo(f"note: {render_money(committed)} is spent or prepaid already, so nothing new can start")
+    then = replace(tree, nodes=tuple(changed if it.name == node.name else it for it in tree.nodes))
+    for note in find_oversubscriptions(then):
+        click.echo(f"note: {note}")
 
 
 @budget.command()
@@ -107,6 +163,9 @@ def forecast(
     """P50 and P90 of a sweep's cost and end, and whether budget NAME holds it."""
     from mlops.budgets.planning import forecast_for
 
+    seconds = _parse(parse_duration, hint) if hint else None
+    if seconds == 0:
+        raise click.UsageError("--hint: a trial takes longer than nothing")
     project = _open()
     with project.ledger.read() as connection:
         result, holdings = forecast_for(
@@ -115,7 +174,7 @@ def forecast(
             trials=trials,
             at_once=at_once,
             accelerators=_parse(Accelerators.parse, accelerators),
-            hint_seconds=_parse(parse_duration, hint) if hint else None,
+            hint_seconds=seconds,
             history_prefix=history,
             now_us=project.clock.now_us(),
         )
@@ -128,6 +187,8 @@ def forecast(
     for each in holdings:
         says = "holds" if each.holds_p90 else "holds P50 only" if each.holds_p50 else "does not hold"
         click.echo(f"{each.scope} has {render_money(max(each.left_micro_usd, 0))} left: {says}")
+    if not holdings:
+        click.echo(f"neither {name} nor a budget above it has a cap: nothing limits the cost")
 
 
 @budget.command()
@@ -199,7 +260,11 @@ def _open() -> Project:
 
 def _require(name: str, known: set[str]) -> None:
     if name not in known:
-        raise ProjectError(f"there is no budget {name!r}", hint=f"known budgets: {', '.join(sorted(known))}")
+        raise ProjectError(f"there is no budget {name!r}", hint=f"known budgets: {_join(known)}")
+
+
+def _join(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def _parse(parser: Any, text: str) -> Any:
@@ -212,7 +277,7 @@ def _parse(parser: Any, text: str) -> Any:
 def _render_overview(overview: Overview, *, only: str | None) -> str:
     lines = [line for line in overview.lines if only in (None, line.name)]
     rows = [_money_row(line) for line in lines]
-    parts = [render_table(("budget", "cap", "spent", "prepaid", "left", "runs out"), rows)]
+    parts = [render_table(("budget", "USD cap", "spent", "prepaid", "left", "runs out"), rows)]
     quotas = [
         (line.name, quota.kind, f"{quota.nominal:g}", f"{quota.used:g}", f"{quota.borrowed:g}", f"{quota.lent:g}")
         for line in lines
@@ -230,8 +295,13 @@ def _render_overview(overview: Overview, *, only: str | None) -> str:
 
 def _money_row(line: BudgetLine) -> tuple[str, ...]:
     committed = line.charged_micro_usd + line.reserved_micro_usd
-    cap = "-" if line.cap_micro_usd is None else f"{line.cap_micro_usd / 1e6:,.2f}/{line.period}"
-    left = "-" if line.cap_micro_usd is None else f"{(line.cap_micro_usd - committed) / 1e6:,.2f}"
+    cap = "-" if line.cap_micro_usd is None else f"{render_cents(line.cap_micro_usd, ROUND_FLOOR)}/{line.period}"
+    left = "-" if line.cap_micro_usd is None else render_cents(line.cap_micro_usd - committed, ROUND_FLOOR)
     ends = render_time(line.exhausted_us)[:10] if line.exhausted_us else "-"
-    spent, prepaid = f"{line.charged_micro_usd / 1e6:,.2f}", f"{line.reserved_micro_usd / 1e6:,.2f}"
+    spent, prepaid = (render_cents(it, ROUND_CEILING) for it in (line.charged_micro_usd, line.reserved_micro_usd))
     return "  " * line.depth + line.name, cap, spent, prepaid, left, ends
+
+
+def render_cents(micro_usd: int, rounding: str) -> str:
+    """Never `0.00` of what was spent, nor `2,000.00` left where a little of it is gone."""
+    return f"{(Decimal(micro_usd) / 1_000_000).quantize(Decimal('0.01'), rounding=rounding):,}"

@@ -59,6 +59,10 @@ CASES = {
     "a broken line is named": ("version: [1\n", "not valid YAML"),
     "a key that stands twice is refused": ("version: 1\nversion: 2\nshape: 1xcpu\n", "names a key twice"),
     "a python object is never built": ("version: !!python/object/apply:os.getcwd []\n", "not valid YAML"),
+    "a date that no calendar has": (
+        "version: 1\nparts:\n  - {from: 2026-01-01}\n  - {from: 2026-13-01}\n",
+        "yaml:4: no such date",
+    ),
     "an empty file lacks its fields": ("", "problem"),
 }
 

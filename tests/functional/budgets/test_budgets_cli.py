@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from mlops.cli.budget import budget
+from mlops.cli.budget import budget, render_cents
 from mlops.errors import ProjectError
 
 
@@ -73,6 +73,12 @@ def test_simulate_prints_the_figures_and_writes_a_picture(project):
         ("simulate", "trace.csv", "--plot", "nowhere/use.svg"),
         ("set", "company", "--why", "nothing"),
         ("set", "company", "--cap", "much", "--why", "x"),
+        ("set", "company", "--cap", "99999999999999 USD", "--why", "x"),
+        ("set", "company", "--cap", "5 USD", "--why", " "),
+        ("set", "company", "--quota", "8xh10", "--why", "x"),
+        ("set", "company", "--quota", "1000001xh100", "--why", "x"),
+        ("set", "company", "--from-file", "--cap", "5 USD", "--why", "x"),
+        ("forecast", "company", "--trials", "5", "--accelerators", "1xh100", "--hint", "0s"),
     ],
 )
 def test_wrong_arguments_are_usage_errors(project, arguments):
@@ -84,3 +90,70 @@ def test_an_unknown_budget_names_the_known_ones(project):
     with pytest.raises(ProjectError) as caught:
         run("show", "nobody")
     assert "company" in caught.value.hint
+
+
+def test_before_a_change_its_consequences_are_said(project):
+    (project / "budgets" / "team.yaml").write_text("version: 1\nparent: company\ncap: 60 USD\n")
+    said = run("set", "team", "--cap", "160 USD", "--quota", "16xh100", "--why", "x", "--dry-run").output
+    assert "team: cap 60.00 USD -> 160.00 USD per month" in said
+    assert "team: quota of h100 0 -> 16" in said
+    assert "the caps below company add up to 160.00 USD" in said and "quotas below company add up to 16" in said
+    assert "spent or prepaid already" in run("set", "team", "--cap", "0 USD", "--why", "x", "--dry-run").output
+    run("set", "team", "--cap", "160 USD", "--why", "x")
+    assert "note: the caps below company add up" in run("show").output
+
+
+def test_a_file_that_is_older_than_the_ledger_is_named_and_can_be_applied(project):
+    file = project / "budgets" / "company.yaml"
+    before = file.read_text()
+    assert "note:" not in run("show").output
+    file.write_text(before.replace("100 USD", "900 USD"))
+    run("show")
+    file.write_text(before)  # as git does when a mistake is taken back
+    shown = run("show").output
+    assert "900.00/month" in shown and "set company --from-file" in shown
+    assert "cap 900.00 USD -> 100.00 USD" in run("set", "company", "--from-file", "--why", "taken back").output
+    assert "100.00/month" in run("show").output and "note:" not in run("show").output
+    assert run("set", "company", "--from-file", "--why", "again").exit_code == 2
+
+
+def test_a_rate_card_that_was_replaced_by_mistake_comes_back(project):
+    file = project / "budgets" / "rates.yaml"
+    before = file.read_text()
+    run("show")
+    file.write_text(before.replace("2020-01-01", "2999-01-01"))
+    asked = ("forecast", "company", "--trials", "5", "--accelerators", "1xh100", "--hint", "1h")
+    with pytest.raises(ProjectError, match="only from a later day on"):
+        run(*asked)
+    file.write_text(before)
+    assert "rates: budgets/rates.yaml says something else" in run("show").output
+    run("set", "rates", "--from-file", "--why", "a wrong year")
+    assert "holds" in run(*asked).output
+    assert "note:" not in run("show").output
+
+
+def test_a_budget_whose_file_is_gone_is_said_to_hold_on(project):
+    file = project / "budgets" / "team.yaml"
+    file.write_text("version: 1\nparent: company\ncap: 60 USD\n")
+    run("show")
+    file.unlink()
+    assert "team: it holds on without budgets/team.yaml" in run("show").output
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    {
+        "only the names": ("job_id,submit_s,accelerators,duration_s\n", "holds no job"),
+        "a word": ("job_id,submit_s,accelerators,duration_s\na,0,1,long\n", "duration_s: 'long' is not a number"),
+        "a short line": ("job_id,submit_s,accelerators,duration_s\na,0,1\n", "duration_s is missing"),
+    }.values(),
+)
+def test_a_trace_that_cannot_be_replayed_says_why(project, text, said):
+    (project / "trace.csv").write_text(text)
+    with pytest.raises(ProjectError) as caught:
+        run("simulate", "trace.csv")
+    assert said in " ".join((caught.value.message, *caught.value.items))
+
+
+def test_a_little_that_was_spent_is_shown(project):
+    assert (render_cents(1_784, "ROUND_CEILING"), render_cents(1_999_998_216, "ROUND_FLOOR")) == ("0.01", "1,999.99")
