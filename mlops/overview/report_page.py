@@ -154,7 +154,12 @@ def find_attention(report: Report) -> Iterator[str]:
     for request in report.erasures:
         near = [days for days in request.days_left if 0 <= days < 7]
         if near:
-            yield f"{_count(len(near), 'request')} to be forgotten must be answered within {max(near):g} days."
+            first = f", the first of them within {min(near):g}" if min(near) < max(near) else ""
+            yield f"{_count(len(near), 'request')} to be forgotten must be answered within {max(near):g} days{first}."
+    for line in _read_checks(report.version):
+        if line.word == "FAIL" and not line.is_required:
+            figures = f" (measured {line.measured}, asked {line.asked})" if line.measured else ""
+            yield f"Not kept, though it only advises: {line.title}{figures}."
     if report.version is not None and report.version.gate is None:
         yield "The result of the checks is no longer kept on this machine, so this page cannot show why it was allowed."
 

@@ -150,6 +150,22 @@ def test_the_gravest_comes_first() -> None:
     assert list(find_attention(BARE)) == []
 
 
+def test_a_limit_that_only_advises_and_is_not_kept_needs_attention() -> None:
+    bad = claim(0.3, verdict="FAIL", direction="at most", threshold=0.05, name="sex")
+    advice = check("couples", bad, verdict="FAIL", blocking=False, title="A couple gets one answer")
+    looked = replace(BARE, version=version(1, gate={**gate(0.84), "checks": [advice]}))
+    (said,) = find_attention(looked)
+    assert "A couple gets one answer (measured sex: 30.0 %, asked at most 5.0 %)" in said
+    (kept,) = looked.version.gate["checks"]
+    assert not list(find_attention(replace(looked, version=version(1, gate={"checks": [{**kept, "blocking": True}]}))))
+
+
+def test_of_several_requests_the_first_deadline_is_said() -> None:
+    requests = tuple(OpenErasure("income", "fenced", NOW + days * DAY_US) for days in (1, 6))
+    (said,) = find_attention(replace(BARE, erasures=OpenMatters((), requests).count_erasures(NOW)))
+    assert said == "2 requests to be forgotten must be answered within 6 days, the first of them within 1."
+
+
 def test_before_anything_serves_and_before_anything_is_released() -> None:
     assert "has not been put into service" in write_headline(BARE)
     never = replace(BARE, version=None)
