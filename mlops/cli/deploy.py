@@ -119,9 +119,13 @@ def stop(environment: str | None, *, dry_run: bool) -> None:
     from mlops.deploy.reconciler import stop_serving
 
     site = open_site()
+    told = 0
     for rules in _load_rules(site, environment):
         for line in stop_serving(make_reconciler(site, rules), is_dry_run=dry_run):
+            told += 1
             click.echo(line)
+    if not told:
+        click.echo("nothing runs on this machine")
 
 
 def _load_rules(site: Site, environment: str | None) -> list[EnvironmentSpec]:

@@ -49,6 +49,7 @@ def _stop_orphans(project: Project, *, dry_run: bool) -> None:
 
 
 def _stop_probes(project: Project, *, dry_run: bool) -> None:
+    from mlops.deploy.runtime_podman import PodmanRuntime
     from mlops.deploy.runtimes import list_runtimes
     from mlops.serving.probe_scratch import find_left_over, stop_left_over
 
@@ -59,3 +60,5 @@ def _stop_probes(project: Project, *, dry_run: bool) -> None:
             continue
         for name in stop_left_over(runtime):
             click.echo(f"stopped {name} on {runtime.name}, whose probe was dead")
+        if isinstance(runtime, PodmanRuntime):
+            runtime.release_store()

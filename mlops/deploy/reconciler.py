@@ -29,6 +29,8 @@ from mlops.serving.runtime import Runtime
 
 _MOST_ROUNDS = 5
 """A state that changes under every round is left to the next call."""
+_WATCH_LOCK = "watch.lock"
+"""Held as long as somebody watches, between the rounds, too."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +117,13 @@ class Reconciler:
 
     def watch(self, *, is_ending: Callable[[], bool]) -> Iterator[ReconcileOutcome | Refusal | MlopsError]:
         """Rounds until `is_ending`; a fault of one round is yielded, not raised, and the next round tries again."""
-        while not is_ending():
-            try:
-                yield self.run_once()
-            except MlopsError as error:
-                yield error
-            self.site.clock.sleep(self.rules.health.interval)
+        with _locking(self.site, self.rules.name, _WATCH_LOCK, fcntl.LOCK_SH):
+            while not is_ending():
+                try:
+                    yield self.run_once()
+                except MlopsError as error:
+                    yield error
+                self.site.clock.sleep(self.rules.health.interval)
 
     def table_of(self, product: str) -> SlotTable:
         """Slots of a product, the same object in every round.
@@ -152,10 +155,16 @@ def make_slot_table(site: Site, rules: EnvironmentSpec, product: str, *, runtime
 @contextmanager
 def reconciling(site: Site, environment: str) -> Iterator[bool]:
     """Yields whether this process is the one that reconciles; the lock vanishes with its holder."""
-    handle = os.open(site.environment_folder(environment) / "reconcile.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    with _locking(site, environment, "reconcile.lock", fcntl.LOCK_EX) as is_alone:
+        yield is_alone
+
+
+@contextmanager
+def _locking(site: Site, environment: str, name: str, kind: int) -> Iterator[bool]:
+    handle = os.open(site.environment_folder(environment) / name, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
             return
@@ -165,14 +174,31 @@ def reconciling(site: Site, environment: str) -> Iterator[bool]:
 
 
 def stop_serving(reconciler: Reconciler, *, is_dry_run: bool = False) -> Iterator[str]:
-    """Stop instances and proxies of an environment on this machine; yields one line each."""
-    for product in reconciler.rules.traffic.ports:
-        folder = reconciler.site.places.serving_state / reconciler.rules.name / product
-        if not folder.is_dir():
-            continue
-        yield f"{reconciler.rules.name} {product}: proxy and instances"
-        if not is_dry_run:
-            list(stop_product(reconciler, product))
+    """Stop instances and proxies of an environment on this machine; yields one line for each product that ran.
+
+    Raises:
+        EnvironmentFault: Somebody reconciles it, and would start again what is stopped.
+    """
+    site, name = reconciler.site, reconciler.rules.name
+    with (
+        _locking(site, name, _WATCH_LOCK, fcntl.LOCK_EX) as is_unwatched,
+        reconciling(site, name) as is_alone,
+    ):
+        if not is_dry_run and not (is_unwatched and is_alone):
+            raise EnvironmentFault(
+                f"another `mlops deploy reconcile` works on {name}, and would start again what is stopped",
+                hint="end it first; `mlops doctor --processes` names it",
+            )
+        for product in reconciler.rules.traffic.ports:
+            if not (site.places.serving_state / name / product).is_dir():
+                continue
+            if is_dry_run:
+                table = reconciler.table_of(product)
+                ran = table.proxy.find_pid() is not None or bool(table.load_instances())
+            else:
+                ran = bool(list(stop_product(reconciler, product)))
+            if ran:
+                yield f"{name} {product}: proxy and instances"
     if isinstance(reconciler.runtime, PodmanRuntime) and not is_dry_run:
         reconciler.runtime.release_store()
 

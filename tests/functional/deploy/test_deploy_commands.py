@@ -10,7 +10,8 @@ from mlops.cli.deploy import deploy
 from mlops.cli.promote import promote
 from mlops.cli.rollback import rollback
 from mlops.deploy.promoting import promote as move
-from mlops.errors import MlopsError, Refusal
+from mlops.deploy.reconciler import stop_serving
+from mlops.errors import EnvironmentFault, MlopsError, Refusal
 from mlops.provenance.keys import make_key
 
 RULES = "version: 1\nname: production\napprovals: {needed: 1}\ntraffic: {ports: {income: 8711}}\n"
@@ -82,6 +83,21 @@ def test_an_approval_that_does_not_count_yet_says_so(project, is_listed):
     output, _, code = call(approve, "income@1", "--env", "production", "--reason", "x", "--key", "eve-0")
     assert code == 0
     assert ("does not count until deploy/roles.yaml" in output) is not is_listed
+
+
+def test_stop_says_what_it_stopped_and_is_not_undone_by_somebody_who_watches(project):
+    project.release(1)
+    assert not isinstance(move(project.site, project.rules, "income@1"), Refusal)
+    watcher = project.reconciler().watch(is_ending=lambda: False)
+    next(watcher)  # now between two rounds
+    with pytest.raises(EnvironmentFault, match="would start again"):
+        list(stop_serving(project.reconciler()))
+    watcher.close()
+    line = f"{project.rules.name} income: proxy and instances"
+    assert list(stop_serving(project.reconciler(), is_dry_run=True)) == [line]
+    assert list(stop_serving(project.reconciler())) == [line]
+    assert list(stop_serving(project.reconciler())) == []
+    assert call(deploy, "stop")[0] == "nothing runs on this machine\n"
 
 
 def test_status_and_reconcile_of_nothing(project):

@@ -1,6 +1,8 @@
 """The commands of sweeps and trainers on a project in a folder, as a user types them."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -8,6 +10,7 @@ from click.testing import CliRunner
 from mlops.cli.main import mlops as command
 from mlops.clock import FakeClock, SystemClock
 from mlops.errors import ProjectError
+from mlops.deploy.runtime_podman import is_podman_installed
 from mlops.ledger.connection import open_ledger, sqlite_url
 from mlops.places import Places
 from mlops.training import sql_trials
@@ -196,3 +199,13 @@ def test_what_cannot_be_done_is_said_in_a_sentence(project, words, said):
 
 def test_stop_without_a_local_ray_says_so(project):
     assert "no local Ray is running" in run("stop").output
+
+
+@pytest.mark.system
+@pytest.mark.skipif(not is_podman_installed(), reason="podman is not installed")
+def test_stop_leaves_no_link_to_podmans_folder(project):
+    target = project / ".mlops" / "serving" / "podman"
+    target.mkdir(parents=True)
+    run("stop")  # asks podman for what killed probes left
+    links = [path for path in Path(tempfile.gettempdir()).glob("mlops-*") if path.is_symlink()]
+    assert target.resolve() not in [link.readlink() for link in links]
