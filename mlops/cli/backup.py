@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from mlops.cli.rendering import emit_json, render_table
+from mlops.errors import ProjectError
 
 
 @click.command()
@@ -42,9 +44,17 @@ def backup(file: Path, passphrase_file: Path | None, *, dry_run: bool, as_json: 
 
 
 def read_passphrase(file: Path | None, *, is_new: bool) -> str:
-    """From a file's first line, or typed; never an argument, which other users of the machine could read."""
+    """From a file's first line, or typed; never an argument, which other users of the machine could read.
+
+    Raises:
+        ProjectError: There is no terminal to type it at.
+    """
     if file is not None:
         lines = file.read_text(encoding="utf-8").splitlines()
         return lines[0].strip() if lines else ""
+    if not sys.stdin.isatty():
+        raise ProjectError(
+            "there is no terminal to ask for the passphrase at", hint="give it by --passphrase-file FILE"
+        )
     typed: str = click.prompt("Passphrase", hide_input=True, confirmation_prompt=is_new, err=True)
     return typed

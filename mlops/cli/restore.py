@@ -13,7 +13,7 @@ from mlops.errors import Refusal
 
 
 @click.command()
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option(
     "--passphrase-file", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Default: asked for."
 )

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 from mlops.datasets.fence import find_training_fence
 from mlops.datasets.locations import load_locations
 from mlops.datasets.version import load_dataset_version
@@ -39,6 +41,9 @@ from mlops.provenance.git_repository import open_repository
 from mlops.provenance.lineage import find_starts, walk_back, walk_forward
 from mlops.provenance.reference import Reference
 from mlops.provenance.steps import StepOutcome
+
+_KEPT = "kept"
+"""Marks a clean place that somebody wants to look at."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,16 @@ def rebuild_release(project: Project, plan: RebuildPlan, *, is_kept: bool, say: 
     fence = find_training_fence(project.places, version)
     if fence is not None:
         raise ProvenanceError(f"{plan.product}@{plan.number} is not trained again: {fence.reasons[0].text}")
-    folder = project.places.state / "rebuild" / f"{plan.product}-{plan.number}-{os.getpid()}"
+    places = project.places.state / "rebuild"
+    remove_ended(places)
+    folder = places / f"{plan.product}-{plan.number}-{os.getpid()}"
     started_us = project.clock.now_us()
     try:
         digests = _rebuild_in(folder, project, plan, say=say)
     finally:
-        if not is_kept:
+        if is_kept and folder.is_dir():
+            (folder / _KEPT).touch()
+        elif not is_kept:
             shutil.rmtree(folder, ignore_errors=True)
     comparisons = compare_rebuild(plan, digests)
     lock = open_repository(project.places.root).read_file("requirements.lock", revision=plan.commit).decode()
@@ -115,6 +124,14 @@ def rebuild_release(project: Project, plan: RebuildPlan, *, is_kept: bool, say: 
         started_us=started_us,
     )
     return Rebuilt(plan, comparisons, strays, record.step_id)
+
+
+def remove_ended(folder: Path) -> None:
+    """Remove the clean places of rebuilds that were killed, but for those that somebody wanted to keep."""
+    for place in folder.glob("*-*"):
+        pid = place.name.rpartition("-")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)) and not (place / _KEPT).exists():
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def find_stray_packages(lock: str) -> tuple[str, ...]:

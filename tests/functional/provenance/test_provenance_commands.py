@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from mlops.cli.main import mlops
 from mlops.deploy.desired_state import DesiredState, ReleaseSet, ServedVersion
 from mlops.deploy.sql_deployments import insert_desired
 from mlops.errors import MlopsError, ProjectError, ProvenanceError
+from mlops.overview.rebuild import remove_ended
 from mlops.project.opening import open_project
 from mlops.provenance.digest import digest_bytes
 from mlops.provenance.steps import StepOutcome
@@ -185,3 +187,20 @@ def test_a_desired_version_that_does_not_serve_waits_for_a_reconcile_and_can_be_
     assert waiting["income@3 is desired in staging and does not serve yet"].startswith("a reconcile")
     assert "income@3 for staging" not in waiting
     assert json.loads(call("trace", "staging", "--json").output)["starts"] == [digest_bytes(b"image")]
+
+
+def test_the_places_of_killed_rebuilds_go_and_kept_ones_stay(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    for name in (f"income-1-{ended.pid}", f"income-2-{ended.pid}", f"income-3-{os.getpid()}"):
+        (tmp_path / name).mkdir()
+    (tmp_path / f"income-2-{ended.pid}" / "kept").touch()
+    remove_ended(tmp_path)
+    remove_ended(tmp_path / "not there")
+    assert sorted(path.name.rpartition("-")[0] for path in tmp_path.iterdir()) == ["income-2", "income-3"]
+
+
+def test_a_backup_without_a_terminal_asks_for_a_file_with_the_passphrase(root: Path) -> None:
+    with pytest.raises(ProjectError, match="no terminal") as caught:
+        call("backup", str(root / "b.backup"))
+    assert "--passphrase-file" in caught.value.hint
