@@ -9,8 +9,8 @@ from click.testing import CliRunner
 
 from mlops.cli.main import mlops as command
 from mlops.clock import FakeClock, SystemClock
-from mlops.errors import ProjectError
 from mlops.deploy.runtime_podman import is_podman_installed
+from mlops.errors import ProjectError
 from mlops.ledger.connection import open_ledger, sqlite_url
 from mlops.places import Places
 from mlops.training import sql_trials
