@@ -173,9 +173,13 @@ def test_inside_the_window_a_run_waits_unless_ordered_or_due(world):
 def test_a_refused_retrain_is_told_once_and_at_the_deadline_the_old_model_stops(world):
     world.work.refusal = Refusal((Reason("cap-exceeded", "the budget is spent"),))
     world.ask("p1")
+    said = []
     for _ in range(3):
-        assert world.run().held.reasons[0].code == "cap-exceeded"
+        held = world.run(say=said.append).held
+        assert held.reasons[0].code == "cap-exceeded"
+        assert "`mlops release p`" in held.reasons[-1].text
         world.project.clock.advance(3_600)
+    assert not [line for line in said if "held up" in line], "the outbox tells it, to the log too"
     assert world.work.environments == {"production": 1}
     with world.project.ledger.read() as connection:
         told = [event for event in load_events(connection) if event.kind == "notice.added"]
