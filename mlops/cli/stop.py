@@ -56,9 +56,9 @@ def _stop_probes(project: Project, *, dry_run: bool) -> None:
     for runtime in list_runtimes(project.places.serving_state):
         if dry_run:
             for instance in find_left_over(runtime):
-                click.echo(f"would stop {instance.name} on {runtime.name}, whose probe is dead")
+                click.echo(f"would stop {instance.name} on {runtime.name}, whose command is dead")
             continue
         for name in stop_left_over(runtime):
-            click.echo(f"stopped {name} on {runtime.name}, whose probe was dead")
+            click.echo(f"stopped {name} on {runtime.name}, whose command was dead")
         if isinstance(runtime, PodmanRuntime):
             runtime.release_store()

@@ -117,10 +117,10 @@ def find_run_leftovers(places: Places, *, ledger: Ledger, now_us: int) -> Iterat
 
 
 def find_probe_leftovers(places: Places) -> Iterator[Diagnosis]:
-    """Images that a killed probe left running."""
+    """Images that a killed probe or `mlops image run` left running."""
     for runtime in list_runtimes(places.serving_state):
         for instance in find_left_over(runtime):
-            yield Diagnosis(instance.name, "note", f"runs on {runtime.name}, its probe is dead", hint="`mlops stop`")
+            yield Diagnosis(instance.name, "note", f"runs on {runtime.name}, its command is dead", hint="`mlops stop`")
 
 
 def _list_workers(places: Places) -> Iterator[int]:

@@ -1,6 +1,7 @@
-"""The folder of a probe, locked as long as its process lives: what a killed probe left running is known by that.
+"""The folder of a probe or of `mlops image run`, locked as long as its process lives.
 
-Leaves to others: probing (probe.py), saying what was found (mlops/project/processes.py, `mlops stop`).
+What a killed one left running is known by that.
+Leaves to others: probing (probe.py), serving (trial_run.py), saying what was found (mlops/project/processes.py).
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 from mlops.serving.runtime import Instance, Runtime
 
 _PREFIX, _LOCK, _SOCKETS = "mlops-probe-", "lock", "s"
-_INSTANCE = "probe-"
+PROBE, TRIAL = "probe-", "try-"
+"""How instances of probes and of `mlops image run` are called."""
 
 
 @contextmanager
@@ -36,22 +38,22 @@ def probe_scratch() -> Iterator[Path]:
         os.close(handle)
 
 
-def name_instance(sockets: Path, *, digest: str) -> str:
+def name_instance(sockets: Path, *, digest: str, kind: str = PROBE) -> str:
     """What a probe calls its instance."""
-    return f"{_INSTANCE}{digest.removeprefix('sha256:')[:12]}-{sockets.parent.name[-8:]}"
+    return f"{kind}{digest.removeprefix('sha256:')[:12]}-{sockets.parent.name[-8:]}"
 
 
 def find_left_over(runtime: Runtime) -> tuple[Instance, ...]:
-    """Instances of probes that are dead."""
+    """Instances of probes and trial runs that are dead."""
     return tuple(
         instance
         for instance in runtime.list_instances()
-        if instance.name.startswith(_INSTANCE) and not _is_held(instance.socket.parents[1] / _LOCK)
+        if instance.name.startswith((PROBE, TRIAL)) and not _is_held(instance.socket.parents[1] / _LOCK)
     )
 
 
 def stop_left_over(runtime: Runtime) -> tuple[str, ...]:
-    """Stop what killed probes left running, and remove their folders; gives the names of the instances."""
+    """Stop what killed ones left running, and remove their folders; gives the names of the instances."""
     found = find_left_over(runtime)
     for instance in found:
         runtime.stop(instance, timeout_seconds=1)

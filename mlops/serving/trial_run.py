@@ -5,14 +5,12 @@ Leaves to others: serving for real (mlops/deploy).
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from mlops.errors import ServingError
+from mlops.serving.probe_scratch import TRIAL, name_instance, probe_scratch, stop_left_over
 from mlops.serving.runtime import Instance, RunRequest, Runtime
 from mlops.serving.socket_client import SocketClient
 
@@ -28,20 +26,19 @@ def serve_until_interrupted(
     Raises:
         ServingError: It does not start, or ends by itself.
     """
-    scratch = Path(tempfile.mkdtemp(prefix="mlops-run-"))
-    try:
-        scratch.chmod(0o777)  # the image's user has another id than ours
+    stop_left_over(runtime)  # of a killed call, which may hold the port
+    with probe_scratch() as sockets:
         request = RunRequest(
-            name=f"try-{digest.removeprefix('sha256:')[:12]}-{os.getpid()}",
+            name=name_instance(sockets, digest=digest, kind=TRIAL),
             layout=layout,
             digest=digest,
-            socket_folder=scratch,
+            socket_folder=sockets,
             tcp_port=port,
             environment={"REQUEST_LOG": "all"},
         )
         instance = runtime.start(request)
         try:
-            _wait_until_ready(runtime, instance)
+            _wait_until_ready(runtime, instance, port=port)
             say(f"serving on http://127.0.0.1:{port} ({runtime.name}); stop with Ctrl-C")
             while runtime.is_running(instance):
                 time.sleep(0.5)
@@ -50,11 +47,9 @@ def serve_until_interrupted(
             say("draining")
         finally:
             runtime.stop(instance, timeout_seconds=_STOP_SECONDS)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _wait_until_ready(runtime: Runtime, instance: Instance) -> None:
+def _wait_until_ready(runtime: Runtime, instance: Instance, *, port: int) -> None:
     started = time.monotonic()
     while time.monotonic() - started < _START_SECONDS:
         try:
@@ -65,4 +60,7 @@ def _wait_until_ready(runtime: Runtime, instance: Instance) -> None:
             if not runtime.is_running(instance):
                 break
         time.sleep(0.02)
-    raise ServingError("the server does not get ready", items=tuple(runtime.logs(instance).splitlines()[-5:]))
+    told = tuple(runtime.logs(instance).splitlines()[-5:])
+    is_taken = any("Address already in use" in line for line in told)
+    hint = f"`ss -ltnp sport = :{port}` says who has the port; choose another one with --port" if is_taken else ""
+    raise ServingError("the server does not get ready", items=told, hint=hint)
