@@ -42,7 +42,7 @@ def status(environment: str | None, *, as_json: bool) -> None:
                 told = (version.number, f"{version.share} %", version.since) if version else ("-", "-", "-")
                 way = f"{product.last_known_good or '-'}{' (warm)' if product.is_warm else ''}"
                 state = "as desired" if product.is_converged else f"desired: {', '.join(product.desired)}"
-                state = f"stopped; `mlops deploy reconcile` starts it; {state}" if product.is_down else state
+                state = f"{product.outage}; `mlops deploy reconcile` starts it; {state}" if product.outage else state
                 healthy = "-" if product.healthy_instances is None else product.healthy_instances
                 rows.append((entry.environment, product.product, *told, healthy, way, product.address, state))
         if not entry.products:

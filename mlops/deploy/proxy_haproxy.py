@@ -151,6 +151,13 @@ class Proxy:
             if row["svname"].startswith("slot")
         }
 
+    def count_healthy(self) -> int | None:
+        """Slots that answer and have traffic; None when it does not say."""
+        try:
+            return sum(slot.is_up and slot.weight > 0 and slot.is_attached for slot in self.load_traffic().values())
+        except ServingError:
+            return None
+
     def wait_drained(self, slot: int, *, timeout_seconds: float) -> bool:
         """Wait until a slot has no request under way; False when time ran out."""
         deadline = time.monotonic() + timeout_seconds
@@ -199,9 +206,18 @@ class Proxy:
         return EnvironmentFault(f"haproxy could not start for {self.label}: {text.strip()[-500:]}")
 
 
-def is_stopped(folder: Path) -> bool:
-    """Whether this machine had a proxy in a folder that runs no more: stopped, or ended with the machine."""
-    return folder.is_dir() and Proxy(folder, 0, "").find_pid() is None
+STOPPED, BROKEN = "stopped", "no instance answers"
+"""Why nothing answers: `mlops deploy stop` or a restart of the machine; or the proxy runs and nothing behind it."""
+
+
+def find_outage(folder: Path) -> str:
+    """Why nothing answers in a folder where this machine served; empty when something does, or another one serves."""
+    if not folder.is_dir():
+        return ""
+    proxy = Proxy(folder, 0, folder.name)
+    if proxy.find_pid() is None:
+        return STOPPED
+    return BROKEN if proxy.count_healthy() == 0 else ""
 
 
 def render_config(port: int, weights: Mapping[int, int]) -> str:

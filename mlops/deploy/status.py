@@ -11,10 +11,9 @@ from typing import Any
 from mlops.clock import render_time
 from mlops.deploy import sql_deployments, traffic_switch
 from mlops.deploy.environment import EnvironmentSpec
-from mlops.deploy.proxy_haproxy import Proxy, is_stopped
+from mlops.deploy.proxy_haproxy import Proxy, find_outage
 from mlops.deploy.site import Site
 from mlops.deploy.state_keeper import find_hand_edit, load_desired_state
-from mlops.errors import MlopsError
 
 
 @dataclass(frozen=True)
@@ -41,8 +40,8 @@ class ProductStatus:
     """`3 at 100 %`, as decided last."""
     is_converged: bool
     """What serves is what is desired."""
-    is_down: bool
-    """It was served by this machine, and its proxy does not run: `mlops deploy stop`, or a restart of the machine."""
+    outage: str
+    """Why nothing answers where this machine served; empty when something does."""
     last_known_good: int | None
     is_warm: bool
     """A rollback takes milliseconds."""
@@ -88,7 +87,7 @@ def load_environment_status(site: Site, rules: EnvironmentSpec) -> EnvironmentSt
         folder = site.places.serving_state / rules.name / release.product
         way = traffic_switch.read_way_back(folder)
         proxy = Proxy(folder, 0, release.product)
-        is_down = bool(serving) and is_stopped(folder)
+        outage = find_outage(folder) if serving else ""
         failures = [
             f"{render_time(entry.at_us)} {entry.image[:19]}: {entry.why}"
             for entry in barred
@@ -100,13 +99,13 @@ def load_environment_status(site: Site, rules: EnvironmentSpec) -> EnvironmentSt
                 address=f"http://127.0.0.1:{rules.traffic.ports.get(release.product, 0)}",
                 serving=serving,
                 desired=tuple(f"{version.number} at {version.share} %" for version in release.versions),
-                is_converged=not is_down
+                is_converged=not outage
                 and {(entry.image, entry.share) for entry in serving}
                 == {(version.image, version.share) for version in release.versions},
-                is_down=is_down,
+                outage=outage,
                 last_known_good=good.number if good else None,
                 is_warm=way is not None and good is not None and way["image"] == good.image,
-                healthy_instances=_count_healthy(proxy),
+                healthy_instances=proxy.count_healthy() if proxy.find_pid() is not None else None,
                 last_failure=failures[0] if failures else None,
             )
         )
@@ -117,12 +116,3 @@ def load_environment_status(site: Site, rules: EnvironmentSpec) -> EnvironmentSt
         commit=row.commit_hash if row else None,
         problem=edited.reasons[0].text if edited else None,
     )
-
-
-def _count_healthy(proxy: Proxy) -> int | None:
-    if not proxy.folder.is_dir() or proxy.find_pid() is None:
-        return None
-    try:
-        return sum(slot.is_up and slot.weight > 0 and slot.is_attached for slot in proxy.load_traffic().values())
-    except MlopsError:
-        return None

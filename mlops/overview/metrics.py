@@ -63,12 +63,12 @@ def list_families(status: Status) -> Iterator[Family]:
     served = [
         Sample(
             {"environment": it.environment, "product": it.product, "version": str(it.number)},
-            0 if it.is_down else it.share / 100,
+            0 if it.outage else it.share / 100,
         )
         for it in status.serving
     ]
     yield Family(
-        "mlops_serving_share_ratio", "Share of traffic that a version has; 0 while it is stopped.", tuple(served)
+        "mlops_serving_share_ratio", "Share of traffic that a version has; 0 while nothing answers.", tuple(served)
     )
     since = [
         Sample(

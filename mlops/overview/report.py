@@ -16,7 +16,7 @@ from mlops.deploy.admission import PROMOTION_STEP, ROLLBACK_STEP
 from mlops.deploy.approval import read_approval
 from mlops.deploy.consumer import load_consumers
 from mlops.deploy.environment import EnvironmentSpec, list_environments, load_environment
-from mlops.deploy.proxy_haproxy import is_stopped
+from mlops.deploy.proxy_haproxy import find_outage
 from mlops.deploy.roles import load_roles
 from mlops.deploy.sql_deployments import (
     DeploymentRow,
@@ -122,8 +122,8 @@ class Report:
     waiting: tuple[WaitingLine, ...]
     incidents: tuple[OpenIncident, ...]
     erasures: tuple[ErasureDeadlines, ...]
-    stopped: tuple[str, ...] = ()
-    """Environments that this machine served, and serves no more until a reconcile."""
+    outages: tuple[str, ...] = ()
+    """Environments where this machine served and nothing answers until a reconcile."""
 
 
 def load_report(project: Project, product: str, matters: OpenMatters) -> Report:
@@ -149,7 +149,7 @@ def load_report(project: Project, product: str, matters: OpenMatters) -> Report:
             now_us=now_us,
             environments=rules,
             serving=serving,
-            stopped=tuple(name for name in sorted(here) if is_stopped(places.serving_state / name / product)),
+            outages=tuple(name for name in sorted(here) if find_outage(places.serving_state / name / product)),
             main=main,
             version=version,
             previous=previous,

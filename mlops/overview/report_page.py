@@ -127,8 +127,8 @@ def write_headline(report: Report) -> str:
     who = told if len(shared) > 1 else f"version {version.number}"
     since = render_date(here[0].since_us)
     text = f"In {report.main}, requests are answered by {who} of {report.product}, since {since}."
-    if report.main in report.stopped:
-        text = f"In {report.main}, nothing answers requests now: {who} of {report.product} was stopped."
+    if report.main in report.outages:
+        text = f"In {report.main}, nothing answers requests now: {who} of {report.product} does not run."
     checks = [check for check in _read_checks(version) if check.is_required]
     kept = sum(check.word == "PASS" for check in checks)
     text += f" It kept {kept} of the {len(checks)} things that are required of it"
@@ -144,8 +144,8 @@ def find_attention(report: Report) -> Iterator[str]:
         if request.overdue:
             are = "is" if request.overdue == 1 else "are"
             yield f"{_count(request.overdue, 'request')} to be forgotten {are} past the legal deadline."
-    for environment in report.stopped:
-        yield f"Nothing answers requests in {environment}: the machine was told to stop serving, or started again."
+    for environment in report.outages:
+        yield f"Nothing answers requests in {environment}: what served there was stopped, or broke down."
     for incident in report.incidents:
         yield f"Open incident (severity {incident.severity} of 3, 1 is worst): {incident.title}."
     for failed in report.failed:

@@ -14,7 +14,7 @@ from mlops.budgets.accounts import list_scopes, load_accounts
 from mlops.budgets.configuration import load_applied
 from mlops.clock import DAY_US, SECOND_US
 from mlops.deploy.environment import list_environments
-from mlops.deploy.proxy_haproxy import is_stopped
+from mlops.deploy.proxy_haproxy import find_outage
 from mlops.deploy.sql_deployments import load_deployments, load_desired
 from mlops.errors import MlopsError
 from mlops.overview.open_matters import ErasureDeadlines, OpenIncident, OpenMatters
@@ -64,8 +64,8 @@ class ServingLine:
     since_us: int
     is_committed: bool
     """Whether git holds the decision that put it there."""
-    is_down: bool = False
-    """This machine served it and does so no more: `mlops deploy stop`, or a restart of the machine."""
+    outage: str = ""
+    """Why nothing answers where this machine served; empty when something does."""
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _load_serving(connection: sa.Connection, places: Places, environment: str) -
             row.share,
             row.since_us,
             is_committed,
-            is_down=is_stopped(places.serving_state / environment / row.product),
+            outage=find_outage(places.serving_state / environment / row.product),
         )
         for row in load_deployments(connection, environment=environment, is_current=True)
     ]

@@ -65,8 +65,8 @@ def _render_environments(status: Status) -> Iterator[str]:
 def _render_serving(line: ServingLine, now_us: int) -> str:
     share = "" if line.share == 100 else f" {line.share} %"
     since = f"since {render_age(line.since_us, now_us).removesuffix(' ago')}"
-    stopped = f", stopped   → mlops deploy reconcile {line.environment}" if line.is_down else ""
-    return f"{line.product}@{line.number}{share} {since}{stopped}"
+    outage = f", {line.outage}   → mlops deploy reconcile {line.environment}" if line.outage else ""
+    return f"{line.product}@{line.number}{share} {since}{outage}"
 
 
 def _render_budget(line: BudgetLine) -> str:

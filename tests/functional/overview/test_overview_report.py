@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -60,10 +61,23 @@ def test_what_serves_what_was_before_and_what_failed(world, project):
     assert "version 2 of income" in render_report_page(report)
 
 
-def test_what_this_machine_stopped_is_said_to_be_stopped_everywhere(world, project):
+def test_where_nothing_answers_every_screen_says_why(world, project):
+    def look():
+        (line,) = load_status(project, OpenMatters()).serving
+        (product,) = load_environment_status(world.site, world.rules).products
+        outages = load_report(project, "income", OpenMatters()).outages
+        return line.outage, product.outage, product.is_converged, outages
+
+    def expect(outage: str):
+        until, expected = time.monotonic() + 60, (outage, outage, not outage, ("production",) * bool(outage))
+        while (seen := look()) != expected and time.monotonic() < until:
+            time.sleep(0.05)  # the proxy asks an instance twice a second
+        assert seen == expected
+
     serve(world, 1)
-    for is_down in (False, True):
-        assert [line.is_down for line in load_status(project, OpenMatters()).serving] == [is_down]
-        assert load_report(project, "income", OpenMatters()).stopped == ("production",) * is_down
-        assert [product.is_down for product in load_environment_status(world.site, world.rules).products] == [is_down]
-        list(stop_serving(world.reconciler()))
+    expect("")
+    (instance,) = world.runtime.list_instances()
+    world.runtime.stop(instance, timeout_seconds=1)
+    expect("no instance answers")
+    list(stop_serving(world.reconciler()))
+    expect("stopped")

@@ -45,12 +45,12 @@ def test_a_product_holds_one_lease_and_gives_it_back_when_it_stops(world):
     for _ in range(2):
         assert not paying.reconciler().run_once().reasons
     (served,) = load_environment_status(paying.site, paying.rules).products
-    assert (served.is_converged, served.is_down) == (True, False)
+    assert served.outage != "stopped"
     (lease,) = list_leases(world)
     assert (lease.holder, lease.purpose) == (f"serving:{world.rules.name}/income", "serving")
     list(stop_serving(paying.reconciler()))
     (stopped,) = load_environment_status(paying.site, paying.rules).products
-    assert (stopped.is_converged, stopped.is_down, stopped.healthy_instances) == (False, True, None)
+    assert (stopped.is_converged, stopped.outage, stopped.healthy_instances) == (False, "stopped", None)
     assert list_leases(world) == ()
     assert LeaseBook(world.site.ledger, world.site.clock, world.site.ids).find(lease.lease_id).charged_micro_usd > 0
 

@@ -68,7 +68,7 @@ def test_a_number_of_the_status_stands_there(line: str) -> None:
 
 
 def test_what_is_stopped_has_no_share() -> None:
-    stopped = replace(STATUS, serving=(replace(STATUS.serving[0], is_down=True),))
+    stopped = replace(STATUS, serving=(replace(STATUS.serving[0], outage="stopped"),))
     line = 'mlops_serving_share_ratio{environment="production",product="income",version="2"}'
     assert read(render_metrics(stopped))[line] == 0
 

@@ -175,7 +175,7 @@ def test_before_anything_serves_and_before_anything_is_released() -> None:
 
 
 def test_what_was_stopped_is_not_said_to_answer() -> None:
-    stopped = replace(FULL, stopped=("production",))
+    stopped = replace(FULL, outages=("production",))
     assert "In production, nothing answers requests now: version 2 of income" in write_headline(stopped)
     assert "Nothing answers requests in production" in list(find_attention(stopped))[1]
 

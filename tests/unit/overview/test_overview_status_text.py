@@ -86,7 +86,7 @@ def test_the_screen_says(words: str) -> None:
 
 
 def test_what_was_stopped_says_so_and_how_to_start_it() -> None:
-    line = replace(full_status().serving[0], is_down=True)
+    line = replace(full_status().serving[0], outage="stopped")
     text = render_status(replace(full_status(), serving=(line,)))
     assert "production: income@2 since 1 h, stopped   → mlops deploy reconcile production" in text
 
