@@ -53,7 +53,7 @@ def decide_rollback(
     """
     candidates = find_good_versions(release, barred=barred, history=history, but=leave)
     if not candidates:
-        text = f"{release.product} has no known good version to go back to"
+        text = f"{release.product} has no known good version to go back to; `mlops promote` another one"
         return Refusal((Reason("no-known-good", text),))
     target = replace(candidates[0], share=100)
     before = find_good_versions(release, barred=barred, history=history, but=leave, also_but=target.image)

@@ -45,7 +45,7 @@ def _open(site: Site, event: Event) -> IncidentRow:
             kind=DEPLOYMENT,
             product=product,
             severity=SEVERITY,
-            title=f"{product}@{number} failed in {environment} and was returned from",
+            title=f"{product}@{number} failed in {environment}",
             reason=str(event.body.get("why", "")),
             state=OPEN,
             opened_us=transaction.now_us,

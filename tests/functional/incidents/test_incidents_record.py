@@ -76,6 +76,13 @@ def test_the_same_report_is_one_incident_also_at_once(world):
         assert len(list(load_events(connection, kind_prefix="incident."))) == 1
 
 
+def test_a_version_that_failed_with_nothing_to_go_back_to_is_not_said_to_be_returned_from(world):
+    outcome = serve(world, 1, wrong_by=0.5)
+    assert "`mlops promote` another one" in outcome.products[0].actions[-1]
+    (found,) = open_for_returns(world.site, "production")
+    assert found.title == "income@1 failed in production"
+
+
 def test_a_version_that_failed_here_is_an_incident_once(world, project):
     serve(world, 1)
     outcome = serve(world, 2, wrong_by=0.5)
