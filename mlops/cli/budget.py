@@ -276,7 +276,7 @@ def _parse(parser: Any, text: str) -> Any:
 
 def _render_overview(overview: Overview, *, only: str | None) -> str:
     lines = [line for line in overview.lines if only in (None, line.name)]
-    rows = [_money_row(line) for line in lines]
+    rows = [_money_row(line, depth=line.depth if only is None else 0) for line in lines]
     parts = [render_table(("budget", "USD cap", "spent", "prepaid", "left", "runs out"), rows)]
     quotas = [
         (line.name, quota.kind, f"{quota.nominal:g}", f"{quota.used:g}", f"{quota.borrowed:g}", f"{quota.lent:g}")
@@ -293,13 +293,13 @@ def _render_overview(overview: Overview, *, only: str | None) -> str:
     return "\n\n".join(parts)
 
 
-def _money_row(line: BudgetLine) -> tuple[str, ...]:
+def _money_row(line: BudgetLine, *, depth: int) -> tuple[str, ...]:
     committed = line.charged_micro_usd + line.reserved_micro_usd
     cap = "-" if line.cap_micro_usd is None else f"{render_cents(line.cap_micro_usd, ROUND_FLOOR)}/{line.period}"
     left = "-" if line.cap_micro_usd is None else render_cents(line.cap_micro_usd - committed, ROUND_FLOOR)
     ends = render_time(line.exhausted_us)[:10] if line.exhausted_us else "-"
     spent, prepaid = (render_cents(it, ROUND_CEILING) for it in (line.charged_micro_usd, line.reserved_micro_usd))
-    return "  " * line.depth + line.name, cap, spent, prepaid, left, ends
+    return "  " * depth + line.name, cap, spent, prepaid, left, ends
 
 
 def render_cents(micro_usd: int, rounding: str) -> str:
