@@ -9,11 +9,12 @@ import click
 
 from mlops.cli.people import read_ids
 from mlops.cli.rendering import PICTURE, emit_json, render_table
-from mlops.errors import EXIT_REFUSED
+from mlops.errors import EXIT_REFUSED, DatasetError
 
 if TYPE_CHECKING:
     from mlops.datasets.importing import ImportOutcome
 
+DAMAGE_SHOWN = 20
 JSON = click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 
 
@@ -160,14 +161,21 @@ def verify(name: str, *, is_sweeping: bool, is_json: bool) -> None:
 
         for line in sweep_returned(places, name):
             click.echo(f"swept {line}", err=True)
-    damage = find_damage(places, name, dvc_digest=dvc_digest, hash_bytes=1 << 62)
-    damage += tuple(f"{path}: a purged object that came back" for path in find_returned(places, name))
+    broken = find_damage(places, name, dvc_digest=dvc_digest, hash_bytes=1 << 62)
+    returned = tuple(f"{path}: a purged object that came back" for path in find_returned(places, name))
+    damage = returned + broken
     if is_json:
         emit_json({"dataset": name, "dvc_digest": dvc_digest, "damage": list(damage)})
     elif not damage:
         click.echo(f"{name} {dvc_digest}: every digest holds, in cache, remotes and workspace")
-    for line in () if is_json else damage:
+    for line in () if is_json else damage[:DAMAGE_SHOWN]:
         click.echo(f"  - {line}", err=True)
+    if len(damage) > DAMAGE_SHOWN and not is_json:
+        click.echo(f"  … and {len(damage) - DAMAGE_SHOWN} more (--json names all)", err=True)
+    if returned:
+        click.echo(f"hint: mlops dataset verify {name} --sweep removes what came back", err=True)
+    if broken:
+        click.echo(f"hint: mlops dataset import {name} stores again what is missing or changed", err=True)
     if damage:
         raise click.exceptions.Exit(EXIT_REFUSED)
 
@@ -182,6 +190,7 @@ def diff(name: str, before: str, after: str | None, *, plot: Path | None, is_jso
     """What differs between two versions of NAME: BEFORE and AFTER (default: the pinned one)."""
     from mlops.datasets.comparing import compare_versions
     from mlops.datasets.drift import draw_drift, measure_drift  # pyarrow: 0.2 s
+    from mlops.datasets.tombstones import load_purged
     from mlops.datasets.version import load_dataset_version
     from mlops.project.opening import open_project  # SQLAlchemy: 0.2 s
 
@@ -189,7 +198,13 @@ def diff(name: str, before: str, after: str | None, *, plot: Path | None, is_jso
     first = load_dataset_version(places, name, revision=before)
     second = load_dataset_version(places, name, revision=after)
     lines = compare_versions(first, second)
-    drifts = measure_drift(first, second) if lines else ()
+    shards = {shard.md5 for version in (first, second) for shard in version.manifest.shards}
+    gone = len(shards & load_purged(places, name))
+    if gone and plot:
+        raise DatasetError(
+            f"no drift can be drawn: {gone} shards were purged, since people in them withdrew", hint="leave out --plot"
+        )
+    drifts = measure_drift(first, second) if lines and not gone else ()
     if plot:
         draw_drift(drifts, plot, title=f"{name}: {first.digest[7:19]} to {second.digest[7:19]}")
     if is_json:
@@ -198,6 +213,8 @@ def diff(name: str, before: str, after: str | None, *, plot: Path | None, is_jso
         emit_json({"dataset": name, **versions, "differences": list(lines), "drift": drift})
         return
     click.echo("\n".join(lines) or f"{first.digest} is the same version")
+    if gone:
+        click.echo(f"drift is not measured: {gone} shards were purged, since people in them withdrew")
     for one in drifts:
         if one.distance > 0:
             click.echo(f"drift {one.column}: {one.distance:.4f} ({one.rows_before} rows, then {one.rows_after})")

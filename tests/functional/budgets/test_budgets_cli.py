@@ -101,7 +101,7 @@ def test_before_a_change_its_consequences_are_said(project):
     assert "spent or prepaid already" in run("set", "team", "--cap", "0 USD", "--why", "x", "--dry-run").output
     run("set", "team", "--cap", "160 USD", "--why", "x")
     assert "note: the caps below company add up" in run("show").output
-    assert run("show", "team").output.splitlines()[1].startswith("team  160.00/month")
+    assert run("show", "team").output.splitlines()[1].startswith("team    160.00/month")
 
 
 def test_a_file_that_is_older_than_the_ledger_is_named_and_can_be_applied(project):

@@ -1,12 +1,15 @@
 """`mlops dataset …` as people type it."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
 from click.testing import CliRunner
 
 from mlops.cli.main import mlops
+from mlops.datasets.forgetting import find_holdings, forget_subjects, purge_shards
+from mlops.datasets.subjects import hash_subject
 from mlops.datasets.version import load_dataset_version
 from mlops.errors import DatasetError, Refusal
 from mlops.specs import parse_spec
@@ -183,3 +186,29 @@ def test_a_remote_whose_package_is_missing_is_said(run, people):
     done = run("import", "people", "--accept-changes")
     assert isinstance(done.exception, DatasetError), done.exception
     assert "dvc-oss" in done.exception.message and done.exception.hint
+
+
+def test_many_damaged_objects_do_not_flood_the_screen_and_what_mends_them_is_said(run, people):
+    run("import", "people")
+    shutil.rmtree(people.places.state / "dvc-remote")
+    shutil.rmtree(people.places.dataset_folder("people"))
+    done = run("verify", "people")
+    shown = done.stderr.splitlines()
+    assert done.exit_code == 1 and len(shown) < 25
+    assert "more (--json names all)" in shown[-2] and "mlops dataset import people" in shown[-1]
+    assert run("import", "people").exit_code == 0
+    assert run("verify", "people").exit_code == 0
+
+
+def test_versions_are_compared_also_after_people_left(run, people, tmp_path):
+    first = json.loads(run("import", "people", "--json").stdout)["digest"]
+    forgotten = [hash_subject(people.rows[0]["person"], key=b"test")]
+    held = find_holdings(people.places, "people", forgotten[0])
+    forget_subjects(people.places, "people", forgotten)
+    purge_shards(people.places, "people", [holding.shard for holding in held])
+    assert held
+    compared = run("diff", "people", first)
+    assert compared.exit_code == 0, compared.exception
+    assert "rows became" in compared.output
+    assert f"{len(held)} shards were purged" in compared.output
+    assert isinstance(run("diff", "people", first, "--plot", str(tmp_path / "d.svg")).exception, DatasetError)
