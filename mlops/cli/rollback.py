@@ -70,12 +70,15 @@ def _only_product(places: Places, environment: str) -> str:
     """The one product that the environment serves on this machine.
 
     Raises:
-        ProjectError: None, or several.
+        ProjectError: None, or several, or there is no such environment.
     """
     found = sorted(path.parent.name for path in (places.serving_state / environment).glob("*/slots"))
     if len(found) == 1:
         return found[0]
     if not found:
+        from mlops.deploy.environment import load_environment  # loads pydantic
+
+        load_environment(places, environment)  # an unknown one is said as such
         raise ProjectError(
             f"nothing serves in {environment!r} on this machine",
             hint="see `mlops deploy status`; name it with --product",

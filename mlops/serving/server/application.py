@@ -112,7 +112,8 @@ class Application:
 
     async def _answer(self, call: _Call, route: _Route | None, receive: Receive) -> Reply:
         if route is None:
-            return _refuse(404, f"there is nothing at {call.scope['path'][:200]}")
+            here = ", ".join(f"{model.name} version {model.version}" for model in self._models)
+            return _refuse(404, f"there is nothing at {call.scope['path'][:200]}; this server has {here}")
         method = call.scope["method"]
         if method in ("GET", "HEAD") and route.get is not None:
             reply = route.get()

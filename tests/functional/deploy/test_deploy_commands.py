@@ -47,6 +47,7 @@ SENTENCES = {
     "approving with the machine's key": (
         approve, ["income@1", "--env", "production", "--reason", "x", "--key", "machine"], "a machine cannot", 6,
     ),
+    "rolling back nowhere": (rollback, ["qa"], "unknown environment 'qa'", 2),
     "rolling back what never served": (rollback, ["production"], "nothing serves in 'production'", 2),
     "rolling back a product that never served": (
         rollback, ["production", "--product", "income"], "nothing was ever promoted to production", 2,

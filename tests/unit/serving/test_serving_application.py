@@ -163,6 +163,14 @@ def test_metadata_describes_what_a_consumer_may_send(server):
     assert inputs["history"]["shape"] == [-1, 2, 3]
 
 
+def test_who_asks_for_another_model_is_told_which_is_here(server):
+    for path in ("/v2/models/nix/infer", "/v2/models/income/versions/9/infer"):
+        answer = server.ask("POST", path)
+        assert answer.status == 404
+        assert path in answer.json()["error"]
+        assert "this server has income version 1" in answer.json()["error"]
+
+
 def test_draining_is_said_while_requests_are_still_answered(server, good):
     server.application.is_draining = True
     assert server.ask("GET", "/v2/health/ready").status == 503
