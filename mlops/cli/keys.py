@@ -32,8 +32,7 @@ def init(
     as_json: bool,
 ) -> None:
     """Make this machine's key, and a person's; enter their public halves into deploy/roles.yaml."""
-    from mlops.files import write_atomically  # here and below: after parsing, so that --help needs none of it
-    from mlops.overview.key_entry import EMPTY_FILE, KeyEntry, add_key_entry, require_same_person
+    from mlops.overview.key_entry import KeyEntry, enter_keys, require_same_person  # here: --help needs none of it
     from mlops.project.opening import open_project
     from mlops.provenance.keys import MACHINE, key_file, make_key
 
@@ -41,9 +40,9 @@ def init(
     if person == MACHINE:
         raise ProjectError(f"a person cannot be called {MACHINE!r}: that is this machine's key", hint="choose a name")
     path = project.places.root / "deploy" / "roles.yaml"
-    before = path.read_text(encoding="utf-8") if path.exists() else ""
     if person:
-        require_same_person(before, person, roles=roles, emails=emails)
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        require_same_person(text, person, roles=roles, emails=emails)
     folder = project.places.keys_folder
     names = [MACHINE, *([person] if person else [])]
     if dry_run:
@@ -52,20 +51,15 @@ def init(
             click.echo(f"would {verb} {key_file(folder, name)} and enter it into deploy/roles.yaml")
         return
     made = {name: make_key(folder, name, clock=project.clock).public for name in names}
-    text = add_key_entry(before or EMPTY_FILE, KeyEntry("machines", machine or socket.gethostname(), made[MACHINE]))
+    entries = [KeyEntry("machines", machine or socket.gethostname(), made[MACHINE])]
     if person:
-        text = add_key_entry(
-            text, KeyEntry("people", person, made[person], roles=roles or ("approver",), emails=emails)
-        )
-    if text != before:
-        write_atomically(path, text)
+        entries.append(KeyEntry("people", person, made[person], roles=roles or ("approver",), emails=emails))
+    is_changed = enter_keys(path, entries, lock=project.places.state / "roles.lock")
     if as_json:
-        emit_json({"keys": made, "is_roles_file_changed": text != before})
+        emit_json({"keys": made, "is_roles_file_changed": is_changed})
         return
     click.echo(render_table(("key", "public half"), made.items()))
-    click.echo(
-        "entered into deploy/roles.yaml: review and commit it" if text != before else "deploy/roles.yaml has them"
-    )
+    click.echo("entered into deploy/roles.yaml: review and commit it" if is_changed else "deploy/roles.yaml has them")
 
 
 @keys.command("list")

@@ -6,14 +6,19 @@ Leaves to others: what the file means (mlops/deploy/roles.py) and making the key
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from filelock import FileLock
 
 from mlops.errors import ProjectError
+from mlops.files import write_atomically
 
 EMPTY_FILE = "# Who may do what. `mlops keys init --person NAME` adds a key.\nversion: 1\n"
+_LOCK_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,22 @@ class KeyEntry:
         """The entry of someone who is new in the file."""
         extra = {"emails": list(self.emails), "roles": list(self.roles)}
         return {**{name: value for name, value in extra.items() if value}, "keys": [self.public]}
+
+
+def enter_keys(path: Path, entries: Sequence[KeyEntry], *, lock: Path) -> bool:
+    """Enter keys into the file, one call at a time; gives whether it changed.
+
+    Raises:
+        ProjectError: As `add_key_entry`.
+    """
+    with FileLock(lock, timeout=_LOCK_SECONDS):
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        text = before or EMPTY_FILE
+        for entry in entries:
+            text = add_key_entry(text, entry)
+        if text != before:
+            write_atomically(path, text)
+    return text != before
 
 
 def add_key_entry(text: str, entry: KeyEntry) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import pytest
 import yaml
+from filelock import FileLock
 
 from mlops.errors import ProjectError
-from mlops.overview.key_entry import EMPTY_FILE, KeyEntry, add_key_entry
+from mlops.overview.key_entry import EMPTY_FILE, KeyEntry, add_key_entry, enter_keys
 
 KEY, OTHER = "ed25519:" + "A" * 43 + "=", "ed25519:" + "B" * 43 + "="
 
@@ -58,3 +62,15 @@ def test_a_form_that_cannot_be_edited_says_what_to_add() -> None:
 def test_a_broken_file_is_refused(text: str) -> None:
     with pytest.raises(ProjectError):
         add_key_entry(text, KeyEntry("people", "ada", KEY))
+
+
+def test_two_at_once_lose_nobody(tmp_path: Path) -> None:
+    path, lock = tmp_path / "roles.yaml", tmp_path / "roles.lock"
+    ada, bob = (KeyEntry("people", name, key) for name, key in (("ada", KEY), ("bob", OTHER)))
+    other = threading.Thread(target=enter_keys, args=(path, [bob]), kwargs={"lock": lock})
+    with FileLock(lock):  # we are between reading and writing
+        other.start()
+        other.join(0.3)
+        path.write_text(add_key_entry(EMPTY_FILE, ada), encoding="utf-8")
+    other.join(30)
+    assert set(yaml.safe_load(path.read_text(encoding="utf-8"))["people"]) == {"ada", "bob"}
