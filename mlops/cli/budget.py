@@ -90,7 +90,9 @@ def set_(
     files = load_budgets(project.places.budgets_folder)
     _require(name, {*files.by_name, RATES} if from_file else set(tree.by_name))
     if from_file and name == RATES:
-        click.echo(f"rates: {'as in the file' if files.rates == tree.rates else 'the file replaces what holds'}")
+        if files.rates.digest == tree.rates.digest:
+            raise click.UsageError("nothing to change")
+        click.echo("rates: the file replaces what holds")
     else:
         node = tree.by_name[name]
         changed = files.by_name[name] if from_file else _change(node, cap=cap, quota=quota, kinds=tree.rates.kinds)

@@ -115,7 +115,8 @@ def _find_fault(error: Exception) -> EnvironmentFault | None:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return EnvironmentFault(f"the disk is full: {error}", hint="free space and run the command again")
     if isinstance(error, OSError) and error.errno in {errno.EROFS, errno.EACCES, errno.EPERM}:
-        return EnvironmentFault(f"the disk does not let this user do that: {error}", hint="mend its rights or mount")
+        hint = "mend the rights, or mount the disk writable, and run the command again"
+        return EnvironmentFault(f"this user may not read or write there: {error}", hint=hint)
     return None
 
 

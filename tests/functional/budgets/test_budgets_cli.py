@@ -129,6 +129,7 @@ def test_a_rate_card_that_was_replaced_by_mistake_comes_back(project):
     file.write_text(before)
     assert "rates: budgets/rates.yaml says something else" in run("show").output
     run("set", "rates", "--from-file", "--why", "a wrong year")
+    assert run("set", "rates", "--from-file", "--why", "again").exit_code == 2
     assert "holds" in run(*asked).output
     assert "note:" not in run("show").output
 
