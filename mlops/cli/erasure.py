@@ -61,6 +61,7 @@ def list_(dataset: str | None, *, is_all: bool, as_json: bool) -> None:
     """Requests with their state and days left; no names."""
     from mlops.datasets.recipe import load_recipe
     from mlops.erasure.sql_erasure import OPEN_REQUESTS, list_requests
+    from mlops.overview.open_matters import count_days_left
     from mlops.project.opening import open_project
 
     project = open_project()
@@ -77,7 +78,7 @@ def list_(dataset: str | None, *, is_all: bool, as_json: bool) -> None:
             row.request_id,
             row.dataset,
             row.state,
-            f"{(row.deadline_us - now_us) / 86_400e6:.1f}",
+            f"{count_days_left(row.deadline_us, now_us=now_us):.1f}",
             row.channel,
             row.reason,
         )

@@ -23,6 +23,12 @@ class OpenIncident:
     opened_us: int
 
 
+def count_days_left(deadline_us: int, *, now_us: int) -> float:
+    """To one digit; what is late by an hour is late by 0.1 of a day, not by -0.0 of one."""
+    days = round((deadline_us - now_us) / DAY_US, 1)
+    return -0.1 if deadline_us < now_us and days == 0 else days
+
+
 @dataclass(frozen=True)
 class OpenErasure:
     """One request that still has to be answered."""
@@ -34,7 +40,7 @@ class OpenErasure:
 
     def days_left(self, now_us: int) -> float:
         """Days until the deadline, to one digit; below zero when it has passed."""
-        return round((self.deadline_us - now_us) / DAY_US, 1)
+        return count_days_left(self.deadline_us, now_us=now_us)
 
 
 @dataclass(frozen=True)

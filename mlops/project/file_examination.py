@@ -105,9 +105,7 @@ def require_sweep_file(places: Places, product: str) -> None:
     if spec.dataset not in list_recipes(places):
         known = ", ".join(list_recipes(places)) or "none"
         problems.append(f"dataset: unknown dataset {spec.dataset!r}; datasets/*.yaml has {known}")
-    budgets = sorted(path.stem for path in places.budgets_folder.glob("*.yaml") if path.name != "rates.yaml")
-    if spec.budget not in budgets:
-        problems.append(f"budget: unknown budget {spec.budget!r}; budgets/*.yaml has {', '.join(budgets) or 'none'}")
+    problems += _check_budget(places, spec.budget)
     _raise_all(problems, places.sweep_file(product))
 
 
@@ -197,7 +195,7 @@ def _examine_deploy(places: Places) -> Iterator[Diagnosis]:
     if (places.root / "deploy" / "roles.yaml").exists():
         yield _examine("deploy/roles.yaml", lambda: load_roles(places), places)
     if rules_file(places).exists():
-        yield _examine("deploy/erasure.yaml", lambda: load_rules(places), places)
+        yield _examine("deploy/erasure.yaml", lambda: _check_erasure_rules(places), places)
     for path in sorted((places.root / "deploy" / "consumers").glob("*.yaml")):
         yield _examine(f"deploy/consumers/{path.name}", lambda path=path: _check_consumer(places, path), places)  # type: ignore[misc]
     for path in sorted((places.root / "deploy" / "desired").glob("*.yaml")):
@@ -206,6 +204,19 @@ def _examine_deploy(places: Places) -> Iterator[Diagnosis]:
             lambda path=path: parse_desired(path.read_text(encoding="utf-8"), source=str(path)),  # type: ignore[misc]
             places,
         )
+
+
+def _check_budget(places: Places, name: str) -> list[str]:
+    budgets = sorted(path.stem for path in places.budgets_folder.glob("*.yaml") if path.name != "rates.yaml")
+    if name in budgets:
+        return []
+    return [f"budget: unknown budget {name!r}; budgets/*.yaml has {', '.join(budgets) or 'none'}"]
+
+
+def _check_erasure_rules(places: Places) -> None:
+    rules = load_rules(places)
+    if rules.budget is not None:  # else it would be found when a deadline is near
+        _raise_all(_check_budget(places, rules.budget), rules_file(places))
 
 
 def _check_consumer(places: Places, path: Path) -> None:

@@ -108,3 +108,9 @@ def test_ages_are_told_in_the_largest_unit() -> None:
     ]
     assert render_age(NOW + SECOND_US, NOW) == "0 s ago"
     assert days_between(None, NOW) is None
+
+
+def test_a_request_that_is_an_hour_late_is_overdue() -> None:
+    late = OpenMatters((), (OpenErasure("income", "fenced", NOW - 3_600 * SECOND_US),)).count_erasures(NOW)
+    text = render_status(replace(full_status(), erasures=late))
+    assert "income: 1 fenced, 1 OVERDUE; days left: -0.1" in text

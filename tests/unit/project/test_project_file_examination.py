@@ -77,6 +77,9 @@ BREAKAGES = {
     "a parameter that the trainer does not read": (SWEEP, "width:", "widht:", "did you mean 'width'"),
     "an unknown dataset": (SWEEP, "dataset: churn", "dataset: chrun", "unknown dataset 'chrun'"),
     "an unknown budget": (SWEEP, "budget: team", "budget: teem", "unknown budget 'teem'"),
+    "a budget for erasures that is not there": (
+        "deploy/erasure.yaml", "window: 1d", "budget: eraser\nwindow: 1d", "unknown budget 'eraser'"
+    ),
     "another product's name": (SWEEP, "product: churn", "product: other", "named for 'churn'"),
     "a trainer that is not Python": (TRAINER, "def model(params):", "def model(params:", TRAINER),
     "a trainer without train": (TRAINER, "def train(worker", "def teach(worker", "def train(worker, params)"),
