@@ -107,7 +107,7 @@ def find_run_leftovers(places: Places, *, ledger: Ledger, now_us: int) -> Iterat
     for row in dead:
         groups = [lease.worker_group for lease in leases[row.sweep_id] if lease.ended_us is None]
         held = f"; {len(groups)} worker groups held leases: {', '.join(groups)}" if groups else ""
-        hint = f"`mlops sweep resume {row.sweep_id}` gives them back and goes on"
+        hint = f"`mlops sweep resume {row.sweep_id}` {'gives them back and goes on' if groups else 'goes on with it'}"
         yield Diagnosis(row.sweep_id, "note", f"its driver {row.driver} is dead{held}", hint=hint)
     workers = list(_list_workers(places))
     if workers and len(dead) == len(running):

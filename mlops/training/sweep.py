@@ -257,9 +257,11 @@ def settle_left_over(book: SweepBook, leases: Leases) -> tuple[str, ...]:
     """Give back the leases of a driver that died; gives its groups, whose workers may still wait for it."""
     with book.ledger.read() as connection:
         rows = sql_trials.list_group_leases(connection, book.sweep_id)
+        paid_until = {lease.lease_id: lease.expires_us for lease in list_of_sweep(connection, book.sweep_id)}
+    book.end_lost_attempts(paid_until_us=paid_until)
     for row in rows:
         if row.ended_us is None:
-            ended_us = book.end_lease(row.lease_id)
+            ended_us = book.end_lease(row.lease_id, paid_until_us=paid_until.get(row.lease_id))
             settle_group(leases, row.lease_id, fencing_token=row.fencing_token, ended_us=ended_us)
     for lease in _list_unrecorded(book):
         settle_group(leases, lease.lease_id, fencing_token=lease.fencing_token, ended_us=book.clock.now_us())

@@ -24,7 +24,7 @@ from mlops.training import sql_trials
 from mlops.training.attempt import Ended, Progressed, Reported
 from mlops.training.leasing import GroupLease
 from mlops.training.spec import Value
-from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, ReportRow, TrialRow
+from mlops.training.sql_trials import COMPLETE, FAILED, PRUNED, RUNNING, ReportRow, SweepRow, TrialRow
 
 _SWEEP_STATUS: dict[str, Status] = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _TRIAL_STATUS: dict[str, Status] = {COMPLETE: "FINISHED", PRUNED: "KILLED", FAILED: "FAILED"}
@@ -92,10 +92,7 @@ class SweepBook:
                 is_own = self.is_again and row.driver == self.driver
                 is_alive = is_driver_alive(row.driver, seen_us=row.seen_us, now_us=transaction.now_us)
                 if row.state == "running" and is_alive and not is_own:
-                    raise TrainingError(
-                        f"sweep {self.sweep_id} is being driven by {row.driver}",
-                        hint="watch it with `mlops sweep show --follow`, or stop it with `mlops sweep stop`",
-                    )
+                    raise driven_by(row)
                 self._update_sweep(
                     transaction, state="running", driver=self.driver, reason="", wish="", is_fenced=False
                 )
@@ -298,12 +295,28 @@ class SweepBook:
                 ended_us=None,
             )
 
-    def end_lease(self, lease_id: str) -> int:
-        """A group gave its lease back; the time of that."""
+    def end_lease(self, lease_id: str, *, paid_until_us: int | None = None) -> int:
+        """A group gave its lease back, or was paid no longer; the time of that."""
         with self.ledger.write() as transaction:
             key = {"sweep_id": self.sweep_id, "lease_id": lease_id}
-            sql_trials.update(transaction.connection, sql_trials.group_leases, where=key, ended_us=transaction.now_us)
-            return transaction.now_us
+            ended_us = min(transaction.now_us, paid_until_us or transaction.now_us)
+            sql_trials.update(transaction.connection, sql_trials.group_leases, where=key, ended_us=ended_us)
+            return ended_us
+
+    def end_lost_attempts(self, *, paid_until_us: Mapping[str, int]) -> None:
+        """Attempts that a driver left open when it died end now, or when their lease did."""
+        with self.ledger.write() as transaction:
+            for row in sql_trials.list_attempts(transaction.connection, self.sweep_id):
+                if row.ended_us is not None:
+                    continue
+                sql_trials.update(
+                    transaction.connection,
+                    sql_trials.attempts,
+                    where={"sweep_id": self.sweep_id, "number": row.number, "attempt": row.attempt},
+                    ended_us=min(transaction.now_us, paid_until_us.get(row.lease_id, transaction.now_us)),
+                    outcome="lost",
+                    reason="its driver ended",
+                )
 
     def heartbeat(self, heard: Iterable[Progressed] = ()) -> str:
         """Say that this driver lives, and how far trials are; gives what others wish (`stop`), or nothing."""
@@ -413,6 +426,13 @@ def this_driver() -> str:
     """`host:pid:start time` of this process."""
     process = psutil.Process()
     return f"{socket.gethostname()}:{os.getpid()}:{int(process.create_time() * 1000)}"
+
+
+def driven_by(row: SweepRow) -> TrainingError:
+    """What is said to whoever wants to drive a sweep too."""
+    name = row.sweep_id
+    hint = f"watch it with `mlops sweep show {name} --follow`, or stop it with `mlops sweep stop {name}`"
+    return TrainingError(f"{name} is being driven by {row.driver}", hint=hint)
 
 
 def is_driver_alive(driver: str, *, seen_us: int, now_us: int) -> bool:

@@ -20,7 +20,7 @@ from mlops.ledger.connection import Ledger
 from mlops.training import sql_trials
 from mlops.training.sql_trials import RUNNING, AttemptRow, GroupLeaseRow, SweepRow, TrialRow
 from mlops.training.sweep import MEMBERS
-from mlops.training.sweep_book import is_driver_alive
+from mlops.training.sweep_book import driven_by, is_driver_alive
 from mlops.training.sweep_outlook import expect_end_us
 from mlops.units import Accelerators
 
@@ -137,6 +137,9 @@ def view_sweep(ledger: Ledger, sweep_id: str, *, now_us: int) -> SweepView:
     objective = row.spec["objective"]
     first = objective if isinstance(objective, dict) else objective[0]
     state = show_state(row, now_us=now_us)
+    if state == "interrupted":
+        begun_us = [lease.started_us for lease in leases] + [attempt.started_us for attempt in attempts]
+        now_us = max([row.seen_us, *begun_us])  # nothing that is known of it has run since
     return SweepView(
         sweep_id=row.sweep_id,
         product=row.product,
@@ -172,6 +175,18 @@ def show_state(row: SweepRow, *, now_us: int) -> str:
     if row.state == "running" and not is_driver_alive(row.driver, seen_us=row.seen_us, now_us=now_us):
         return "interrupted"
     return row.state
+
+
+def require_undriven(ledger: Ledger, sweep_id: str, *, now_us: int) -> None:
+    """Nobody drives a sweep now, or it does not exist yet.
+
+    Raises:
+        TrainingError: A driver that is alive has it.
+    """
+    with ledger.read() as connection:
+        row = sql_trials.find_sweep(connection, sweep_id)
+    if row is not None and show_state(row, now_us=now_us) == "running":
+        raise driven_by(row)
 
 
 def sum_time(leases: Sequence[GroupLeaseRow], attempts: Sequence[AttemptRow], *, now_us: int) -> TimeUse:
@@ -241,11 +256,11 @@ def _lines(
 def _line(
     trial: TrialRow, sweep: SweepRow, own: Sequence[AttemptRow], *, epochs: int, spend: SweepSpend, now_us: int
 ) -> TrialLine:
-    begun_us = own[0].started_us if own else now_us
     is_inside = trial.state == RUNNING and bool(own) and own[-1].ended_us is None and own[-1].at_epoch == epochs
+    durations = [max(0, (attempt.ended_us or now_us) - attempt.started_us) for attempt in own]
     costs = [
-        cost_of(spend.prices.get(attempt.lease_id, 0), duration_us=(attempt.ended_us or now_us) - attempt.started_us)
-        for attempt in own
+        cost_of(spend.prices.get(attempt.lease_id, 0), duration_us=duration_us)
+        for attempt, duration_us in zip(own, durations, strict=True)
     ]
     return TrialLine(
         number=trial.number,
@@ -253,7 +268,7 @@ def _line(
         epoch=epochs,
         step=own[-1].at_step if is_inside else 0,
         attempts=len(own),
-        seconds=((trial.finished_us or now_us) - begun_us) / SECOND_US,
+        seconds=sum(durations) / SECOND_US,
         params=trial.params,
         metrics=trial.metrics,
         reason=trial.reason,

@@ -12,7 +12,7 @@ from mlops.errors import EnvironmentFault, ProjectError, Reason, Refusal, Traini
 from mlops.ledger.sql_events import load_events
 from mlops.training import sql_trials
 from mlops.training.sweep import SweepGround, find_changes, load_earlier, run_sweep
-from mlops.training.sweep_view import accept_changes, load_sweep_row
+from mlops.training.sweep_view import accept_changes, load_sweep_row, require_undriven
 from mlops.training.warm_groups import WarmGroup, WarmShelf
 from mlops.units import Accelerators
 
@@ -195,7 +195,9 @@ def test_a_killed_driver_goes_on_to_the_same_end_and_repeats_no_finished_trial(s
     assert not finished & {what[0] for kind, what in again.log if kind == "begin"}
     with stage.ledger.read() as connection:
         kinds = [(event.kind, event.subject) for event in load_events(connection, kind_prefix="trial.finished")]
+        attempts = sql_trials.list_attempts(connection, sweep_id)
     assert len(kinds) == len(set(kinds)) == 7  # each trial ended once
+    assert all(attempt.ended_us is not None for attempt in attempts), "else time and cost would grow for ever"
 
 
 def resume(stage, spec, crew):
@@ -210,6 +212,11 @@ def test_a_sweep_of_a_live_driver_is_left_alone(stage):
     spec = stage.spec()
     with pytest.raises(Killed):
         stage.run(spec, crew)  # this process lives on, so its driver does too
+    sweep_id = stage.request(spec).sweep_id
+    with pytest.raises(TrainingError, match="is being driven by") as caught:
+        require_undriven(stage.ledger, sweep_id, now_us=stage.clock.now_us())
+    assert f"mlops sweep show {sweep_id} --follow" in caught.value.hint
+    require_undriven(stage.ledger, "sweep-of-tomorrow", now_us=stage.clock.now_us())
     with pytest.raises(TrainingError, match="is being driven by"):
         stage.run(spec, stage.crew())
 

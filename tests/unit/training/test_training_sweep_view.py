@@ -122,3 +122,20 @@ def test_no_member_of_an_ensemble_is_a_winner_whatever_was_recorded(stage):
     view = view_sweep(stage.ledger, outcome.sweep_id, now_us=stage.clock.now_us())
     assert view.trains_members
     assert (view.winner, [trial.is_winner for trial in view.trials]) == (None, [False, False])
+
+
+def test_a_sweep_whose_driver_died_uses_no_more_time_while_nobody_goes_on_with_it(stage):
+    outcome = stage.run(stage.spec(trials=2), stage.crew())
+    now_us = stage.clock.now_us()
+    with stage.ledger.write() as transaction:
+        where, driver = (
+            {"sweep_id": outcome.sweep_id},
+            {"driver": "nowhere:1:1", "seen_us": now_us, "finished_us": None},
+        )
+        sql_trials.update(transaction.connection, sql_trials.sweeps, where=where, state="running", **driver)
+        for table in (sql_trials.attempts, sql_trials.group_leases):
+            sql_trials.update(transaction.connection, table, where=where, ended_us=None)
+        transaction.append("test", outcome.sweep_id, {})
+    soon, later = (view_sweep(stage.ledger, outcome.sweep_id, now_us=now_us + days * 10**11) for days in (1, 9))
+    assert soon.state == later.state == "interrupted"
+    assert (soon.seconds, soon.time_use, soon.trials) == (later.seconds, later.time_use, later.trials)
