@@ -111,7 +111,9 @@ def _parameters(project: Project, spec: SweepSpec, reference: str) -> tuple[dict
     from mlops.training.sweep import load_trials
     from mlops.training.sweep_view import load_sweep_row, require_search
 
-    name, _, number = reference.rpartition("/")
+    name, separator, number = reference.rpartition("/")
+    if not separator:
+        raise ProjectError(f"--trial {reference!r} is not of the form SWEEP/NUMBER", hint="for instance sweep-2f6c/0")
     row = load_sweep_row(project.ledger, name)
     require_search(row)
     found = [item for item in load_trials(project.ledger, row.sweep_id) if str(item.number) == number]
@@ -121,6 +123,8 @@ def _parameters(project: Project, spec: SweepSpec, reference: str) -> tuple[dict
 
 
 def _parse_settings(settings: tuple[str, ...], *, known: frozenset[str]) -> dict[str, Any]:
+    from mlops.training.spec import read_exponent  # pydantic
+
     parsed: dict[str, Any] = {}
     for setting in settings:
         name, separator, value = setting.partition("=")
@@ -131,7 +135,7 @@ def _parse_settings(settings: tuple[str, ...], *, known: frozenset[str]) -> dict
                 f"--set {setting!r}: the trainer does not read {name!r}", hint=f"it reads {', '.join(sorted(known))}"
             )
         try:
-            parsed[name] = yaml.safe_load(value)
+            parsed[name] = read_exponent(yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise ProjectError(
                 f"--set {setting!r}: {value!r} is no YAML value", hint="write a number, true, false or a word"

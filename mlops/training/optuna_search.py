@@ -248,18 +248,31 @@ def _constraints(spec: SweepSpec) -> dict[str, Any]:
     return {"constraints_func": _read_violations} if spec.constraints else {}
 
 
+def _count_random(spec: SweepSpec) -> int:
+    """Trials before the sampler has enough to learn from; Optuna's own ten would be all of a small sweep."""
+    return min(10, max(2, spec.trials // 3))
+
+
 _SAMPLERS: dict[str, Callable[[SweepSpec], optuna.samplers.BaseSampler]] = {
     "random": lambda spec: optuna.samplers.RandomSampler(seed=spec.seed),
     "grid": lambda spec: optuna.samplers.RandomSampler(seed=spec.seed),  # its points are enqueued
     "tpe": lambda spec: optuna.samplers.TPESampler(
-        seed=spec.seed, constant_liar=True, n_startup_trials=min(10, max(2, spec.trials // 3)), **_constraints(spec)
+        seed=spec.seed, constant_liar=True, n_startup_trials=_count_random(spec), **_constraints(spec)
     ),
-    "cmaes": lambda spec: optuna.samplers.CmaEsSampler(seed=spec.seed),
-    "gp": lambda spec: optuna.samplers.GPSampler(seed=spec.seed, deterministic_objective=True, **_constraints(spec)),
+    "cmaes": lambda spec: optuna.samplers.CmaEsSampler(seed=spec.seed, warn_independent_sampling=False),
+    "gp": lambda spec: optuna.samplers.GPSampler(
+        seed=spec.seed,
+        deterministic_objective=True,
+        n_startup_trials=_count_random(spec),
+        warn_independent_sampling=False,
+        **_constraints(spec),
+    ),
     "nsga2": lambda spec: optuna.samplers.NSGAIISampler(
         seed=spec.seed, population_size=min(50, max(4, spec.trials // 4)), **_constraints(spec)
     ),
-    "qmc": lambda spec: optuna.samplers.QMCSampler(seed=spec.seed, scramble=True),
+    "qmc": lambda spec: optuna.samplers.QMCSampler(
+        seed=spec.seed, scramble=True, warn_independent_sampling=False, warn_asynchronous_seeding=False
+    ),
 }
 _PRUNERS: dict[str, Callable[[SweepSpec], optuna.pruners.BasePruner]] = {
     "median": lambda spec: optuna.pruners.MedianPruner(

@@ -6,11 +6,12 @@ Leaves to others: the budget tree (mlops/budgets), what the samplers do (mlops/t
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from mlops.budgets.spec import Priority
 from mlops.errors import ProjectError
@@ -22,7 +23,15 @@ ParameterName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 MetricName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 MEMBER = "member"
 """The parameter that numbers the trials of an ensemble."""
-Value = bool | int | float | str
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
+
+
+def read_exponent(value: object) -> object:
+    """`1e-3` as a number: YAML 1.1 takes one without a dot, or without the sign of its exponent, for a word."""
+    return float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+
+
+Value = Annotated[bool | int | float | str, BeforeValidator(read_exponent)]
 SamplerName = Literal["random", "grid", "tpe", "cmaes", "gp", "nsga2", "qmc"]
 PrunerName = Literal["none", "median", "percentile", "successive_halving", "hyperband"]
 

@@ -186,6 +186,7 @@ def test_members_of_an_ensemble_are_not_gone_on_with_as_if_they_were_a_search(pr
         (("sweep", "list", "tinny"), "unknown product 'tinny'"),
         (("trainer", "run", "tiny", "--set", "y=1"), "the trainer does not read 'y'"),
         (("trainer", "run", "tiny", "--set", "x=["), "'[' is no YAML value"),
+        (("trainer", "run", "tiny", "--trial", "sweep-aa"), "is not of the form SWEEP/NUMBER"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(project, words, said):

@@ -1,5 +1,7 @@
 """Proposals: seeded, blind beyond the lag, and the same after a replay."""
 
+import logging
+
 import pytest
 
 from mlops.training.optuna_search import Result, Search, count_trials
@@ -33,6 +35,20 @@ def test_one_seed_gives_the_same_proposals(stage, sampler):
     assert first == run_search(spec)
     if sampler != "grid":
         assert first != run_search(stage.spec(sampler=sampler, space=SPACE, trials=12, seed=5))
+
+
+def test_a_small_sweep_is_not_all_random_and_says_nothing_of_what_is(stage):
+    heard, listener = [], logging.Handler()
+    listener.emit = heard.append
+    logging.getLogger("optuna").addHandler(listener)
+    space = {**SPACE, "kind": {"choices": ["x", "y"]}}
+    found = {
+        name: run_search(stage.spec(sampler=name, space=space, trials=9), trials=9)[0]
+        for name in ("random", "tpe", "gp", "cmaes", "qmc")
+    }
+    logging.getLogger("optuna").removeHandler(listener)
+    assert all(found[name][:3] == found["random"][:3] and found[name] != found["random"] for name in ("tpe", "gp"))
+    assert heard == []
 
 
 @pytest.mark.parametrize("pruner", ["median", "percentile", "successive_halving", "hyperband"])

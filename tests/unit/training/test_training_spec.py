@@ -170,3 +170,10 @@ def test_conditions_may_name_earlier_and_fixed_parameters():
         "trials", "  momentum: {low: 0, high: 1, when: {kind: big}}\ntrials", 1
     )
     assert parse_spec(text, SweepSpec, source="tiny.yaml").space["momentum"].when == {"kind": "big"}
+
+
+def test_an_exponent_without_a_dot_is_a_number_although_yaml_reads_a_word():
+    text = GOOD.replace("low: 0.001, high: 0.1, log: true", "choices: [1e-3, 5E2, big]") + "fixed: {decay: 1e-4}\n"
+    spec = parse_spec(text, SweepSpec, source="tiny.yaml")
+    assert spec.to_json()["space"]["learning_rate"]["choices"] == [0.001, 500.0, "big"]
+    assert spec.fixed == {"decay": 0.0001}
