@@ -65,10 +65,13 @@ class Spool:
     def adopt_orphans(self) -> list[OrphanSpool]:
         """Files whose owner is gone, locked by us from now on; oldest first."""
         orphans = []
-        for path in sorted(self._folder.glob("*.jsonl"), key=lambda path: path.stat().st_mtime):
+        for path in sorted(self._folder.glob("*.jsonl"), key=_changed_at):
             if path == self._path:
                 continue
-            stream = path.open("r+", encoding="utf-8")
+            try:
+                stream = path.open("r+", encoding="utf-8")
+            except FileNotFoundError:
+                continue  # its owner ended meanwhile, and has sent all
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -105,6 +108,13 @@ def _read_operations(stream: Iterable[str]) -> list[Operation]:
         except ValueError:
             break  # only the last line can be cut off: its writer died before the call returned
     return operations
+
+
+def _changed_at(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _link_or_copy(source: str, target: str) -> None:

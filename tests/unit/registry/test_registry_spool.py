@@ -40,6 +40,14 @@ def test_a_living_owners_spool_is_not_adopted(tmp_path: Path, open_spool: Callab
     assert other.adopt_orphans() == []
 
 
+def test_a_spool_that_vanishes_while_it_is_looked_at_is_passed_over(
+    tmp_path: Path, open_spool: Callable[[Path], Spool]
+):
+    spool = open_spool(tmp_path)
+    (tmp_path / "1-ended.jsonl").symlink_to(tmp_path / "gone")  # listed, but not there
+    assert spool.adopt_orphans() == []
+
+
 def test_operations_of_a_killed_process_are_adopted_without_its_last_half_line(
     tmp_path: Path, open_spool: Callable[[Path], Spool]
 ):
