@@ -38,6 +38,8 @@ class GateLine:
     candidate: str
     undecided: tuple[str, ...]
     """Names of checks that could not be decided."""
+    failed: tuple[str, ...] = ()
+    """Names of checks that are not kept; of what was released they only advise."""
 
 
 @dataclass(frozen=True)
@@ -182,12 +184,13 @@ def _find_good_rebuild(step: StepRecord | None) -> int | None:
 def _read_gate(step: StepRecord) -> GateLine:
     checks = step.facts.get("checks") or {}
     named = checks.items() if isinstance(checks, dict) else ((check.get("name"), check) for check in checks)
-    undecided = [str(name) for name, check in named if _verdict_of(check) == "UNDECIDED"]
+    verdicts = {str(name): _verdict_of(check) for name, check in named}
     return GateLine(
         verdict=str(step.facts.get("verdict", "PASS")),
         at_us=step.finished_us,
         candidate=step.inputs.get("candidate", ""),
-        undecided=tuple(undecided),
+        undecided=tuple(name for name, verdict in verdicts.items() if verdict == "UNDECIDED"),
+        failed=tuple(name for name, verdict in verdicts.items() if verdict == "FAIL"),
     )
 
 

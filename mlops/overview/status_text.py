@@ -52,7 +52,8 @@ def _render_product(line: ProductLine, now_us: int) -> Iterator[str]:
         yield f"{line.name}@{line.latest_number}  registered {render_age(line.latest_us, now_us)}"
     if line.gate is not None:
         undecided = f", undecided: {', '.join(line.gate.undecided)}" if line.gate.undecided else ""
-        yield f"  last gate {line.gate.verdict} {render_age(line.gate.at_us, now_us)}{undecided}"
+        failed = f", not kept but only advisory: {', '.join(line.gate.failed)}" if line.gate.failed else ""
+        yield f"  last gate {line.gate.verdict} {render_age(line.gate.at_us, now_us)}{failed}{undecided}"
 
 
 def _render_environments(status: Status) -> Iterator[str]:

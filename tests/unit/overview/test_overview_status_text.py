@@ -42,7 +42,7 @@ def full_status() -> Status:
                 3,
                 NOW - 2 * DAY_US,
                 "sha256:" + "0" * 64,
-                GateLine("PASS", NOW - 2 * DAY_US, "sha256:" + "1" * 64, ("gap by race",)),
+                GateLine("PASS", NOW - 2 * DAY_US, "sha256:" + "1" * 64, ("gap by race",), ("couples",)),
                 NOW - 9 * DAY_US,
             ),
             ProductLine("digits", None, None, None, None, None),
@@ -65,7 +65,7 @@ def full_status() -> Status:
     "words",
     [
         "income@3  registered 2 d ago",
-        "last gate PASS 2 d ago, undecided: gap by race",
+        "last gate PASS 2 d ago, not kept but only advisory: couples, undecided: gap by race",
         "digits: never released",
         "production: income@2 since 1 h",
         "staging: nothing serves",
