@@ -51,7 +51,7 @@ class ErasureSpec(Spec):
     """The whole file."""
 
     version: Literal[1]
-    deadline: Duration | None = None
+    deadline: Duration | None = Field(default=None, gt=0)
     """Seconds from receipt; the default is one calendar month, as GDPR art. 12(3) counts."""
     window: Duration = 86_400.0
     """At most one retrain of a dataset's products starts in so many seconds."""

@@ -57,3 +57,8 @@ def test_after_the_window_it_starts():
 def test_a_tenant_without_a_real_key_is_a_problem_of_the_file():
     with pytest.raises(ProjectError):
         parse_spec("version: 1\ntenants: {shop: {keys: [ed25519:x]}}\n", ErasureSpec, source="rules")
+
+
+def test_no_rules_make_each_request_late_at_once():
+    with pytest.raises(ProjectError, match="rules has 1 problem"):
+        parse_spec("version: 1\ndeadline: 0d\n", ErasureSpec, source="rules")
