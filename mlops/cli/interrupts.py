@@ -1,4 +1,4 @@
-"""Ctrl-C in a command that can stop well: the first one asks for it, the second one ends at once.
+"""Ctrl-C, or SIGTERM, to a command that can stop well: the first one asks for it, the second one ends at once.
 
 Leaves to others: what stopping is (its callers).
 """
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from mlops.errors import MlopsError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
@@ -26,12 +28,14 @@ def asking_first(ask: Callable[[], None], *, say: Callable[[str], None], text: s
             ask()
 
     def on_interrupt(_number: int, _frame: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in _SIGNALS:
+            signal.signal(number, signal.default_int_handler)
         say(f"{text}; interrupt again to end at once")
         threading.Thread(target=ask_quietly, name="interrupt").start()
 
-    previous = signal.signal(signal.SIGINT, on_interrupt)
+    previous = {number: signal.signal(number, on_interrupt) for number in _SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,6 +89,7 @@ def connected(
 
         if is_local:
             AuthenticationTokenLoader.instance().reset_cache()  # this process may have used another project's token
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             options = {"runtime_env": dict(runtime_env)} if runtime_env else {}
             ray.init(address=address, namespace="mlops", log_to_driver=False, configure_logging=False, **options)
@@ -96,6 +98,8 @@ def connected(
                 f"Ray at {address} cannot be reached: {error}",
                 hint="unset RAY_ADDRESS to use a local Ray, or check the cluster; `mlops stop` ends a local one",
             ) from error
+        if on_sigterm is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own prints a stack and ends the command where it stands
         # What the raylet says of a dead worker goes to standard output whatever `log_to_driver` says, and would stand
         # in the middle of JSON. The sweep tells of the loss itself. Private: a release of Ray may move it.
         ray._private.worker._worker_logs_enabled = False

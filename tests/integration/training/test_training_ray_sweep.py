@@ -43,8 +43,10 @@ def test_trials_of_two_workers_overlap_on_warm_groups(ray_project, calm):
     assert not ray_project.leases.live
 
 
-def test_ray_itself_writes_nothing_to_standard_output(ray_project, capfd):
+def test_ray_leaves_standard_output_and_sigterm_to_the_command(ray_project, capfd):
+    before = signal.getsignal(signal.SIGTERM)
     with connected(ray_project.places):
+        assert signal.getsignal(signal.SIGTERM) is before
         import ray  # not before the environment is set
 
         ray._private.worker.print_worker_logs({"lines": ["A worker died"], "pid": "raylet"}, sys.stdout)

@@ -8,9 +8,10 @@ import pytest
 from mlops.cli.interrupts import asking_first
 
 
-def test_the_first_interrupt_asks_although_this_thread_holds_what_the_asking_waits_for():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_interrupt_asks_although_this_thread_holds_what_the_asking_waits_for(number):
     held, asked, said = threading.Lock(), threading.Event(), []
-    before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background of a shell
+    before = signal.getsignal(number)  # ignored, where the tests run in the background of a shell
 
     def ask():
         with held:
@@ -18,10 +19,10 @@ def test_the_first_interrupt_asks_although_this_thread_holds_what_the_asking_wai
 
     with asking_first(ask, say=said.append, text="stopping"):
         with held:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
             assert not asked.is_set()
         assert asked.wait(10)
         assert said == ["stopping; interrupt again to end at once"]
         with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
