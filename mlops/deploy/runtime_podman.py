@@ -180,12 +180,19 @@ class PodmanRuntime:
     def _log_file(self, name: str) -> Path:
         return self.state / "logs" / f"{name}.log"
 
+    def is_released(self) -> bool:
+        """Whether nothing of it is left outside the state folder: then nothing runs, and podman need not be asked."""
+        return not self._link_path().is_symlink()
+
+    def _link_path(self) -> Path:
+        short = hashlib.sha256(str((self.state / "podman").resolve()).encode()).hexdigest()[:10]
+        return Path(tempfile.gettempdir()) / f"mlops-{os.getuid()}-{short}"
+
     def _link(self) -> Path:
         """A short path to podman's folder: it refuses run roots of more than 50 letters."""
         target = (self.state / "podman").resolve()
         target.mkdir(parents=True, exist_ok=True, mode=0o700)
-        short = hashlib.sha256(str(target).encode()).hexdigest()[:10]
-        link = Path(tempfile.gettempdir()) / f"mlops-{os.getuid()}-{short}"
+        link = self._link_path()
         if link.is_symlink() and link.lstat().st_uid == os.getuid() and link.readlink() == target:
             return link
         try:

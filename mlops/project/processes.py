@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from mlops.deploy.runtime_podman import PodmanRuntime
 from mlops.deploy.runtimes import list_runtimes
 from mlops.ledger.connection import Ledger
 from mlops.places import Places
@@ -119,6 +120,8 @@ def find_run_leftovers(places: Places, *, ledger: Ledger, now_us: int) -> Iterat
 def find_probe_leftovers(places: Places) -> Iterator[Diagnosis]:
     """Images that a killed probe or `mlops image run` left running."""
     for runtime in list_runtimes(places.serving_state):
+        if isinstance(runtime, PodmanRuntime) and runtime.is_released():
+            continue  # asking would make its link again
         for instance in find_left_over(runtime):
             yield Diagnosis(instance.name, "note", f"runs on {runtime.name}, its command is dead", hint="`mlops stop`")
 

@@ -204,9 +204,10 @@ def test_stop_without_a_local_ray_says_so(project):
 
 @pytest.mark.system
 @pytest.mark.skipif(not is_podman_installed(), reason="podman is not installed")
-def test_stop_leaves_no_link_to_podmans_folder(project):
+@pytest.mark.parametrize("words", [("stop",), ("doctor", "--processes")])
+def test_looking_for_what_killed_probes_left_leaves_no_link_to_podmans_folder(project, words):
     target = project / ".mlops" / "serving" / "podman"
     target.mkdir(parents=True)
-    run("stop")  # asks podman for what killed probes left
+    assert run(*words).exit_code == 0
     links = [path for path in Path(tempfile.gettempdir()).glob("mlops-*") if path.is_symlink()]
     assert target.resolve() not in [link.readlink() for link in links]
