@@ -51,6 +51,19 @@ def test_the_workflow_bakes_what_a_push_changed(tmp_path: Path):
     assert not [step for step in steps if "${{ github.event" in step.get("run", "")]
 
 
+def test_the_workflow_keeps_private_keys_out_of_its_cache_and_writes_its_own_for_itself_alone(tmp_path: Path):
+    workflow = yaml.safe_load(plan_scaffold(tmp_path, product="churn")[".github/workflows/release.yml"])
+    steps = workflow["jobs"]["release"]["steps"]
+    (cache,) = (step["with"]["path"].split() for step in steps if step.get("uses", "").startswith("actions/cache"))
+    assert cache == [".mlops/*", "!.mlops/keys"]
+    (sign,) = (step["run"] for step in steps if "KEY" in step.get("env", {}))
+    key = tmp_path / ".mlops" / "keys" / "machine.pem"
+    for text in ("", "a\nb"):
+        subprocess.run(["bash", "-e", "-c", sign], cwd=tmp_path, env={**os.environ, "KEY": text}, check=True)
+        assert key.exists() == bool(text)
+    assert (key.read_text(), key.stat().st_mode & 0o777) == ("a\nb\n", 0o600)
+
+
 def call_make(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     clean = {name: value for name, value in os.environ.items() if name != "MLOPS"}
     return subprocess.run(["make", *arguments], cwd=root, env=clean, capture_output=True, text=True, check=False)
