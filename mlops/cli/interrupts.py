@@ -38,4 +38,4 @@ def asking_first(ask: Callable[[], None], *, say: Callable[[str], None], text: s
         yield
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: it was not Python's
