@@ -202,6 +202,33 @@ class Notice:
 Event = Reported | Ended | Ready | Gone | Progressed | Notice
 
 
+def sum_up(group: str, task: AttemptTask, by_rank: Mapping[int, AttemptResult]) -> tuple[Event, ...]:
+    """The report of the last epoch, where it travelled with the end, and the end of an attempt on a whole group."""
+    results, chosen = by_rank.values(), choose_result(by_rank)
+    first = by_rank.get(0, chosen)
+    is_complete = chosen.outcome == "complete"
+    usage = Usage(
+        busy_us=max(result.usage.busy_us for result in results),
+        data_wait_us=max(result.usage.data_wait_us for result in results),
+        peak_memory_bytes=max(result.usage.peak_memory_bytes for result in results),
+        growth_bytes=max(result.usage.growth_bytes for result in results),
+    )
+    ended = Ended(
+        group,
+        task.trial,
+        task.attempt,
+        chosen.outcome,
+        usage,
+        weights_file=first.weights_file if is_complete else "",
+        weights_sha256=first.weights_sha256 if is_complete else "",
+        reason=chosen.reason,
+    )
+    if first.last_report is None:
+        return (ended,)
+    epoch, numbers = first.last_report
+    return Reported.of(group, task, epoch=epoch, numbers=numbers), ended
+
+
 @dataclass(frozen=True)
 class GroupShape:
     """What a worker group is made of; groups of equal shape are interchangeable."""

@@ -28,14 +28,13 @@ from mlops.training.attempt import (
     Answer,
     AttemptResult,
     AttemptTask,
-    Ended,
     Event,
     Gone,
     GroupShape,
     Ready,
     Reported,
     Usage,
-    choose_result,
+    sum_up,
 )
 
 _STOP_SECONDS = 5.0
@@ -192,34 +191,9 @@ class ProcessCrew:
         if message.get("ended") and group.task is not None:
             said = message["ended"]
             group.ended[rank] = AttemptResult(**{**said, "usage": Usage(**said["usage"])})
-            return _end(name, group, group.task) if len(group.ended) == len(group.processes) else []
+            return list(sum_up(name, group.task, group.ended)) if len(group.ended) == len(group.processes) else []
         reason = message.get("reason") or f"exit code {message.get('exit')}"
         return [Gone(name, f"worker {rank} died: {reason}")]
-
-
-def _end(name: str, group: _Group, task: AttemptTask) -> list[Event]:
-    """The report of the last epoch, if it came so far, and the end."""
-    first, chosen = group.ended[0], choose_result(group.ended)
-    reports: list[Event] = []
-    if first.last_report is not None:
-        epoch, numbers = first.last_report
-        reports.append(Reported.of(name, task, epoch=epoch, numbers=numbers))
-    usage = Usage(
-        busy_us=max(result.usage.busy_us for result in group.ended.values()),
-        data_wait_us=max(result.usage.data_wait_us for result in group.ended.values()),
-        peak_memory_bytes=max(result.usage.peak_memory_bytes for result in group.ended.values()),
-    )
-    ended = Ended(
-        name,
-        task.trial,
-        task.attempt,
-        chosen.outcome,
-        usage,
-        weights_file=first.weights_file,
-        weights_sha256=first.weights_sha256,
-        reason=chosen.reason,
-    )
-    return [*reports, ended]
 
 
 def find_free_port() -> int:

@@ -27,7 +27,6 @@ from mlops.training.attempt import (
     Answer,
     AttemptResult,
     AttemptTask,
-    Ended,
     Event,
     Gone,
     GroupShape,
@@ -35,8 +34,8 @@ from mlops.training.attempt import (
     Progressed,
     Ready,
     Reported,
-    Usage,
     choose_result,
+    sum_up,
 )
 from mlops.training.ray_nodes import find_draining_nodes, is_node_loss
 from mlops.training.ray_worker import WorkerSetup, make_actor_class
@@ -331,32 +330,9 @@ class RayCrew:
 
     def _end_attempt(self, group: _Group) -> None:
         run = group.runs.pop(0)
-        task, results = run.task, run.results
-        chosen = choose_result(results)
-        of_first = results.get(0, chosen)
-        usage = Usage(
-            busy_us=max(result.usage.busy_us for result in results.values()),
-            data_wait_us=max(result.usage.data_wait_us for result in results.values()),
-            peak_memory_bytes=max(result.usage.peak_memory_bytes for result in results.values()),
-            growth_bytes=max(result.usage.growth_bytes for result in results.values()),
-        )
-        if of_first.last_report is not None:
-            epoch, numbers = of_first.last_report
-            self._queued.append(Reported.of(group.name, task, epoch=epoch, numbers=numbers))
         self._waiting = {ref: what for ref, what in self._waiting.items() if what[3] is not run}
-        self._queued.append(
-            Ended(
-                group.name,
-                task.trial,
-                task.attempt,
-                chosen.outcome,
-                usage,
-                weights_file=of_first.weights_file if chosen.outcome == "complete" else "",
-                weights_sha256=of_first.weights_sha256 if chosen.outcome == "complete" else "",
-                reason=chosen.reason,
-            )
-        )
-        if chosen.is_bad:
+        self._queued += sum_up(group.name, run.task, run.results)
+        if choose_result(run.results).is_bad:
             self._give_up(group, "given up after its trial failed")  # what the trainer left behind is unknown
 
     def _look_at_clocks(self) -> None:
