@@ -26,6 +26,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         stash[frozen] = len(sys.modules)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """First what forks: once autograd has started threads in this process, torch refuses it in children of it."""
+    items.sort(key=lambda item: {"judge_hearing", "ForkCrew"}.isdisjoint(vars(getattr(item, "module", None) or object)))
+
+
 @pytest.fixture(scope="session")
 def test_scale() -> int:
     """How many times the default count of random cases: 1 in `make test`, more in `make test-long`."""
